@@ -1,0 +1,22 @@
+"""A thin package behind a notebook course on multi-task learning with sentence transformers.
+
+Read the modules in the order in which the course meets them: tasks, corpus, minilm, encoder, multitask,
+evaluation, sweeps; figures holds the house style.
+"""
+
+from .corpus import CorpusError, load_challenge, load_corpus, load_pairs, load_public
+from .encoder import SentenceEncoder
+from .multitask import MultiTaskModel
+from .tasks import TASKS, Task
+
+__all__ = [
+    "TASKS",
+    "CorpusError",
+    "MultiTaskModel",
+    "SentenceEncoder",
+    "Task",
+    "load_challenge",
+    "load_corpus",
+    "load_pairs",
+    "load_public",
+]

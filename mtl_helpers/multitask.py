@@ -1,0 +1,164 @@
+"""One encoder, several heads: a single pass through the backbone answers every task.
+
+Hard parameter sharing after Caruana 1997, "Multitask learning" (https://doi.org/10.1023/A:1007379606734).
+Shapes: B texts, T tokens, H width of the backbone, D width of a sentence vector, C classes of a task.
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .corpus import collate, length_batches, progress, tokenize
+from .encoder import SentenceEncoder, hashes, inference, read_json, replacing, write_json
+from .minilm import check_sha256
+from .tasks import IGNORE, TASKS, Task
+
+
+def make_head(width: int, classes: int, kind: str = "linear", dropout: float = 0.1) -> nn.Sequential:
+    """Scores for the classes from vectors of `width`: linear, or an MLP with one hidden layer of the same width.
+
+    The same head serves sentence vectors, (B, D) -> (B, C), and token vectors, (B, T, H) -> (B, T, C).
+    """
+    if kind not in ("linear", "mlp"):
+        raise ValueError(f"head is {kind!r}, expected 'linear' or 'mlp'")
+    hidden = [nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout)] if kind == "mlp" else []
+    return nn.Sequential(nn.Dropout(dropout), *hidden, nn.Linear(width, classes))
+
+
+class MultiTaskModel(nn.Module):
+    """A sentence encoder with one head per task.
+
+    Sentence heads read the pooled vector, before it is scaled to length 1; token heads read the last hidden
+    state of each token.
+
+    Args:
+        encoder: the shared part.
+        tasks: any number of tasks with different names.
+        head: "linear" or "mlp" (one hidden layer), for all tasks.
+        dropout: probability, in front of each linear layer of the heads.
+    """
+
+    def __init__(
+        self,
+        encoder: SentenceEncoder,
+        tasks: Sequence[Task] = TASKS,
+        head: Literal["linear", "mlp"] = "linear",
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        names = [task.name for task in tasks]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"found the tasks {names}, expected at least one and each name once")
+        self.encoder, self.tasks, self.head, self.dropout = encoder, tuple(tasks), head, dropout
+        widths = {"sentence": encoder.dim, "token": encoder.backbone.config.hidden_size}
+        self.heads = nn.ModuleDict(
+            {task.name: make_head(widths[task.level], len(task.classes), head, dropout) for task in tasks}
+        )
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        """One pass through the backbone, then every head.
+
+        Args:
+            batch: from `collate`: `input_ids` and `attention_mask`, both (B, T).
+
+        Returns:
+            {task: logits}, (B, C) for a sentence task and (B, T, C) for a token task.
+        """
+        vectors, states = self.encoder(batch)
+        return {
+            task.name: self.heads[task.name](vectors if task.level == "sentence" else states[-1]) for task in self.tasks
+        }
+
+    def loss(self, logits: dict[str, Tensor], labels: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Cross-entropy of each task, in nats, averaged over its valid labels in the batch.
+
+        Averaging over the valid labels of the task alone keeps a task's weight independent of how many
+        rows or tokens happen to carry it. A task with no valid label gives 0, with a gradient of 0.
+
+        Args:
+            logits: from `forward`.
+            labels: {task: class indices}, (B,) or (B, T), IGNORE where there is nothing to learn; a task
+                that is not in it counts as not labelled.
+        """
+        losses = {}
+        for name, scores in logits.items():
+            target = (
+                labels[name].to(scores.device)
+                if name in labels
+                else torch.full(scores.shape[:-1], IGNORE, device=scores.device)
+            )
+            total = F.cross_entropy(
+                scores.flatten(0, -2).float(), target.flatten(), ignore_index=IGNORE, reduction="sum"
+            )
+            losses[name] = total / (target != IGNORE).sum().clamp(min=1)
+        return losses
+
+    def predict(self, texts: Sequence[str], precision: str = "float32", max_tokens: int = 1024) -> pd.DataFrame:
+        """Predict every task for every text; arguments as in `SentenceEncoder.encode`.
+
+        Returns:
+            One row per text, in order: `text`; for each sentence task the label and `TASK_probability`; for
+            each token task a list of (start, end, label, surface) in characters of the text.
+        """
+        examples = tokenize(texts, self.encoder.tokenizer, self.encoder.max_length)
+        cut = sum(not example["complete"] for example in examples)
+        if cut:
+            warnings.warn(
+                f"{cut} texts were cut after {self.encoder.max_length} tokens; split long texts", stacklevel=2
+            )
+        rows: list[dict] = [{"text": text} for text in texts]
+        with inference(self, precision):
+            for indices in progress(length_batches([len(e["input_ids"]) for e in examples], max_tokens), "predict"):
+                logits = self(collate([examples[i] for i in indices], self.encoder.tokenizer.pad_token_id))
+                for task in self.tasks:
+                    probabilities, classes = (t.cpu() for t in logits[task.name].float().softmax(-1).max(-1))
+                    for i, probability, found in zip(indices, probabilities.tolist(), classes.tolist(), strict=True):
+                        if task.level == "sentence":
+                            rows[i] |= {
+                                task.name: task.labels[found],
+                                f"{task.name}_probability": probability,
+                            }
+                        else:
+                            spans = task.decode(found[: len(examples[i]["offsets"])], examples[i]["offsets"])
+                            rows[i][task.name] = [(a, b, label, texts[i][a:b]) for a, b, label in spans]
+        columns = ["text"] + [
+            c for t in self.tasks for c in ([t.name, f"{t.name}_probability"] if t.level == "sentence" else [t.name])
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write encoder, tokenizer, heads and tasks into one directory, complete and loadable offline."""
+        settings = {"head": self.head, "dropout": self.dropout}
+        tasks = [{"name": task.name, "labels": task.labels, "level": task.level} for task in self.tasks]
+        with replacing(directory) as folder:
+            self.encoder.save_pretrained(folder)
+            save_file(self.heads.state_dict(), folder / "heads.safetensors")
+            write_json(folder / "tasks.json", {**settings, "tasks": tasks, "sha256": hashes(folder)})
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> "MultiTaskModel":
+        """Load what `save_pretrained` wrote, in eval mode.
+
+        Raises:
+            FileNotFoundError: not such a directory, or files missing from it.
+            ValueError: files that are truncated, or of different saves (their SHA-256 doesn't fit).
+        """
+        directory = Path(directory)
+        if not (directory / "tasks.json").is_file():
+            raise FileNotFoundError(
+                f"{directory}: holds no tasks.json, expected a folder written by MultiTaskModel.save_pretrained"
+            )
+        settings = read_json(directory / "tasks.json")
+        for name, value in settings["sha256"].items():
+            check_sha256(directory / name, value)
+        tasks = [Task(**task) for task in settings["tasks"]]
+        model = cls(SentenceEncoder.from_pretrained(directory), tasks, settings["head"], settings["dropout"])
+        model.heads.load_state_dict(load_file(directory / "heads.safetensors"))
+        return model.eval()
