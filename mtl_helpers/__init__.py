@@ -4,6 +4,12 @@ Read the modules in the order in which the course meets them: tasks, corpus, min
 evaluation, sweeps; figures holds the house style.
 """
 
+import warnings
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="IProgress not found")  # a notebook without widgets
+    import tqdm.auto  # noqa: F401
+
 from .corpus import CorpusError, load_challenge, load_corpus, load_pairs, load_public
 from .encoder import SentenceEncoder
 from .multitask import MultiTaskModel

@@ -103,7 +103,7 @@ def load_corpus(
     frame = pd.DataFrame({name: pd.Series([row[name] for row in table], dtype=object) for name in columns})
     for name in set(columns) - {task.name for task in present}:
         frame[name] = frame[name].astype("str")
-    if "disputed" in frame and frame["disputed"].isin(["0", "1"]).all():
+    if "disputed" in set(columns) - {task.name for task in present} and frame["disputed"].isin(["0", "1"]).all():
         frame["disputed"] = frame["disputed"] == "1"
     if "split" not in frame:
         frame["split"] = _assign_splits(frame, present)
@@ -219,7 +219,7 @@ def _read_spans(cell: str, text: str, task: Task) -> tuple[list[Span] | None, li
     form = '[[start, end, "LABEL"], ...] in JSON'
     try:
         items = json.loads(cell)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, thousands of brackets
         return None, [f"found {_short(cell)}, expected {form}"]
     if not isinstance(items, list):
         return None, [f"found {_short(cell)}, expected {form}"]
@@ -278,10 +278,10 @@ def _assign_splits(frame: pd.DataFrame, tasks: Sequence[Task]) -> list[str]:
     def labels(row: pd.Series) -> str:
         return repr([bool(row[task.name]) if task.level == "token" else row[task.name] for task in tasks])
 
-    keys = {
-        row["text"]: (labels(row), hashlib.sha256(row["text"].encode("utf-8", "replace")).hexdigest())
-        for _, row in frame.iloc[::-1].iterrows()
-    }
+    keys: dict[str, tuple[str, str]] = {}
+    for _, row in frame.iterrows():
+        key = labels(row), hashlib.sha256(row["text"].encode("utf-8", "replace")).hexdigest()
+        keys[row["text"]] = min(key, keys.get(row["text"], key))
     turns = ("train", "test", "train", "train", "validation", "train", "train", "test", "train", "train")
     order = sorted(keys, key=keys.get)
     split = {text: turns[i % len(turns)] for i, text in enumerate(order)}
@@ -331,7 +331,7 @@ def make_examples(
     for task in tasks:
         values = frame[task.name] if task.name in frame else [None] * len(frame)
         for example, value in zip(examples, values, strict=True):
-            value = value if isinstance(value, str | list | tuple) else None  # pandas' NaN is a missing label too
+            value = None if value is pd.NA or value != value else value  # pandas' NaN is a missing label too
             offsets, complete = example["offsets"], example["complete"]
             example.setdefault("labels", {})[task.name] = task.encode(value, offsets, complete)
             if task.level == "token" and value and not complete:

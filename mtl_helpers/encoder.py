@@ -59,7 +59,7 @@ class SentenceEncoder(nn.Module):
 
     Args:
         backbone, tokenizer: as `from_pretrained` loads them.
-        pooling, layers: see `pool`.
+        pooling, layers: see `pool`; layers: by default 4, or all there are.
         normalize: scale the vectors of `encode` to length 1, so that a dot product is a cosine.
         projection: width D of a projection Linear, Tanh, LayerNorm, Dropout behind the pooling; None: D = H.
         max_length: texts are cut after so many tokens, special tokens included.
@@ -70,7 +70,7 @@ class SentenceEncoder(nn.Module):
         backbone: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         pooling: str = "mean",
-        layers: int = 4,
+        layers: int | None = None,
         normalize: bool = True,
         projection: int | None = None,
         max_length: int | None = None,
@@ -81,6 +81,7 @@ class SentenceEncoder(nn.Module):
             backbone.config.num_hidden_layers,
             _longest(backbone),
         )
+        layers = min(4, depth + 1) if layers is None else layers
         max_length = longest if max_length is None else max_length
         if pooling not in POOLINGS:
             raise ValueError(f"pooling is {pooling!r}, expected one of {', '.join(POOLINGS)}")
@@ -119,20 +120,18 @@ class SentenceEncoder(nn.Module):
         expected = saved.pop("sha256", {"model.safetensors": SHA256} if directory.name == Path(MINILM).name else {})
         for name, value in {**expected, **({"model.safetensors": sha256} if sha256 else {})}.items():
             check_sha256(directory / name, value)
+        if not [path for pattern in ("tokenizer.json", "vocab.*", "*.model") for path in directory.glob(pattern)]:
+            raise FileNotFoundError(f"{directory}: holds no tokenizer.json, expected a complete model directory")
+        for path in directory.glob("*.json"):
+            read_json(path)  # damaged ones are named here
         with _quiet():
             try:
                 tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-                backbone, info = AutoModel.from_pretrained(
-                    directory,
-                    local_files_only=True,
-                    use_safetensors=True,
-                    dtype=torch.float32,
-                    output_loading_info=True,
-                )
-            except SafetensorError as error:
-                raise ValueError(
-                    f"{directory / 'model.safetensors'}: truncated or damaged ({error}); fetch it again"
-                ) from error
+                options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
+                backbone, info = AutoModel.from_pretrained(directory, output_loading_info=True, **options)
+            except (SafetensorError, RuntimeError) as error:
+                what = "truncated, damaged, or of other shapes than config.json says; fetch or save the model again"
+                raise ValueError(f"{directory / 'model.safetensors'}: {what}") from error
         missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
         if missing:
             kind = backbone.config.model_type
@@ -198,7 +197,8 @@ class SentenceEncoder(nn.Module):
         if self.normalize:
             modules.append(parts.Normalize())
         with replacing(directory) as folder:
-            self.backbone.save_pretrained(folder)
+            with _quiet():
+                self.backbone.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             if self.pooling == "last_layers":  # sentence-transformers reads from here that it needs all layers
                 write_json(
@@ -249,7 +249,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision is {precision!r}, expected 'float32' or 'bfloat16'")
     if precision == "bfloat16" and not bfloat16_is_fast(device):
-        warnings.warn(f"this {device.type} has no fast bfloat16: computing in float32", stacklevel=3)
+        warnings.warn(f"this {device.type} has no fast bfloat16: computing in float32", stacklevel=5)
         precision = "float32"
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
@@ -292,7 +292,9 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def read_json(path: Path) -> dict:
-    """Read a JSON object; ValueError naming the file if it is damaged."""
+    """Read a JSON object. FileNotFoundError if the file is missing, ValueError naming it if it is damaged."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, expected a complete model directory; save or fetch it again")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -331,6 +333,11 @@ def _saved_settings(directory: Path) -> dict:
     settings = {}
     if (directory / "sentence_bert_config.json").is_file():
         settings["max_length"] = read_json(directory / "sentence_bert_config.json").get("max_seq_length")
+    if (directory / "1_Pooling" / "config.json").is_file():
+        found = read_json(directory / "1_Pooling" / "config.json")
+        old_style = [key for key, value in found.items() if key.startswith("pooling_mode_") and value is True]
+        mode = found.get("pooling_mode") or old_style[0].removeprefix("pooling_mode_").removesuffix("_tokens")
+        settings["pooling"] = {"cls_token": "cls", "weightedmean": "weighted"}.get(mode, mode)
     return settings
 
 

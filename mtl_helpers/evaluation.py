@@ -16,6 +16,7 @@ def macro_f1(truth: np.ndarray, predicted: np.ndarray) -> float:
 
     Each class counts the same, however rare it is (a class that is only predicted lowers the others' precision).
     """
+    truth, predicted = np.asarray(truth), np.asarray(predicted)
     scores = [
         _f1(np.sum((truth == c) & (predicted == c)), np.sum(predicted == c), np.sum(truth == c))
         for c in np.unique(truth)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .corpus import collate, length_batches, progress, tokenize
-from .encoder import SentenceEncoder, hashes, inference, read_json, replacing, write_json
+from .encoder import SETTINGS, SentenceEncoder, hashes, inference, read_json, replacing, write_json
 from .minilm import check_sha256
 from .tasks import IGNORE, TASKS, Task
 
@@ -56,6 +56,9 @@ class MultiTaskModel(nn.Module):
         names = [task.name for task in tasks]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"found the tasks {names}, expected at least one and each name once")
+        taken = [name for name in names if hasattr(nn.ModuleDict(), name)]
+        if taken:
+            raise ValueError(f"task name {taken[0]!r} is also a method of PyTorch's ModuleDict; give the task another")
         self.encoder, self.tasks, self.head, self.dropout = encoder, tuple(tasks), head, dropout
         widths = {"sentence": encoder.dim, "token": encoder.backbone.config.hidden_size}
         self.heads = nn.ModuleDict(
@@ -156,9 +159,14 @@ class MultiTaskModel(nn.Module):
                 f"{directory}: holds no tasks.json, expected a folder written by MultiTaskModel.save_pretrained"
             )
         settings = read_json(directory / "tasks.json")
-        for name, value in settings["sha256"].items():
+        read_json(directory / SETTINGS)
+        try:
+            expected, tasks = settings["sha256"], [Task(**task) for task in settings["tasks"]]
+            options = settings["head"], settings["dropout"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{directory / 'tasks.json'}: not as save_pretrained writes it ({error!r})") from error
+        for name, value in expected.items():
             check_sha256(directory / name, value)
-        tasks = [Task(**task) for task in settings["tasks"]]
-        model = cls(SentenceEncoder.from_pretrained(directory), tasks, settings["head"], settings["dropout"])
+        model = cls(SentenceEncoder.from_pretrained(directory), tasks, *options)
         model.heads.load_state_dict(load_file(directory / "heads.safetensors"))
         return model.eval()

@@ -51,16 +51,19 @@ def sweep(
     keys = list(runs[0])
     path = RESULTS / f"{name}.csv"
     there = _read(path, keys)
-    done = set(there[keys].itertuples(index=False, name=None)) if len(there) else set()
-    missing = [run for run in runs if tuple(run.values()) not in done]
+    missing = [run for run in runs if _key(run) not in there]
     if missing:
         print(f"{name}: {len(missing)} of {len(runs)} runs missing, about {minutes * len(missing) / len(runs):.0f} min")
         for run in progress(missing, name):
             _append(path, _run(experiment, run))
         there = _read(path, keys)
     _repeat(name, [run for run in runs if run not in missing], there, experiment, tolerance)
-    wanted = pd.DataFrame(runs)
-    return wanted.merge(there, on=keys, how="left", validate="one_to_many")
+    return pd.concat([there[_key(run)].assign(**run) for run in runs], ignore_index=True)
+
+
+def _key(run: dict) -> tuple[str, ...]:
+    """Setting and seed as they stand in the file, where everything is text."""
+    return tuple("" if value is None else str(value) for value in run.values())
 
 
 def _run(experiment: Callable[..., dict | list[dict]], run: dict) -> pd.DataFrame:
@@ -75,39 +78,47 @@ def _run(experiment: Callable[..., dict | list[dict]], run: dict) -> pd.DataFram
         "torch": torch.__version__.partition("+")[0],
         "transformers": version("transformers"),
     }
-    return pd.DataFrame([{**run, **row, **about} for row in ([rows] if isinstance(rows, dict) else rows)])
+    setting = dict(zip(run, _key(run), strict=True))
+    return pd.DataFrame([{**setting, **row, **about} for row in ([rows] if isinstance(rows, dict) else rows)])
 
 
 def _append(path: Path, rows: pd.DataFrame) -> None:
     """Add the rows of one run in a single write that is on disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        header = pd.read_csv(path, nrows=0).columns
+        if set(header) != set(rows):
+            raise ValueError(f"{path}: has the columns {list(header)}, this run gives {list(rows)}; delete the file")
+        rows = rows[header]
     with open(path, "a", encoding="utf-8", newline="") as file:
         file.write(rows.to_csv(index=False, header=file.tell() == 0, float_format="%.6g", lineterminator="\n"))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _read(path: Path, keys: list[str]) -> pd.DataFrame:
-    """Rows of a file of results. If its last line is cut off, the run it belongs to is dropped, to be run again."""
+def _read(path: Path, keys: list[str]) -> dict[tuple[str, ...], pd.DataFrame]:
+    """Rows of a file of results by run. If its last line is cut off, its run is dropped, to be run again."""
     if not path.is_file() or b"\n" not in path.read_bytes():
         path.unlink(missing_ok=True)
-        return pd.DataFrame()
+        return {}
     raw = path.read_bytes()
     whole = raw[: raw.rfind(b"\n") + 1]
-    rows = pd.read_csv(io.BytesIO(whole))
+    rows = pd.read_csv(io.BytesIO(whole), dtype=dict.fromkeys(keys, str), keep_default_na=False, na_values=[""])
+    rows[keys] = rows[keys].fillna("")
+    if whole != raw and len(rows):
+        rows = rows[(rows[keys] != rows[keys].iloc[-1]).any(axis=1)]
     if whole != raw:
-        rows = rows[(rows[keys] != rows[keys].iloc[-1]).any(axis=1)] if len(rows) else rows
         rows.to_csv(path, index=False, lineterminator="\n")
-    return rows
+    return {key: part.reset_index(drop=True) for key, part in rows.groupby(keys, sort=False)}
 
 
-def _repeat(name: str, runs: list[dict], there: pd.DataFrame, experiment: Callable, tolerance: float) -> None:
+def _repeat(name: str, runs: list[dict], there: dict, experiment: Callable, tolerance: float) -> None:
     wish = os.environ.get("MTL_RERUN", "0")
     chosen = runs if wish == "all" else random.sample(runs, min(int(wish), len(runs)))
     for run in progress(chosen, f"{name}, again"):
         again = _run(experiment, run).drop(columns=CIRCUMSTANCES)
-        before = pd.DataFrame([run]).merge(there, on=list(run))[again.columns].reset_index(drop=True)
+        before = there[_key(run)][again.columns]
         try:
-            pd.testing.assert_frame_equal(again, before, rtol=0, atol=tolerance, check_dtype=False)
+            pd.testing.assert_frame_equal(again, before, rtol=1e-5, atol=tolerance, check_dtype=False)
         except AssertionError as error:
             raise ValueError(f"{name}: repeating {run} gives other results than {name}.csv: {error}") from error

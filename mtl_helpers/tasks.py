@@ -32,6 +32,8 @@ class Task:
     level: Literal["sentence", "token"] = "sentence"
 
     def __post_init__(self) -> None:
+        if isinstance(self.labels, str):
+            raise ValueError(f"task {self.name!r}: labels is {self.labels!r}, expected a tuple of labels")
         object.__setattr__(self, "labels", tuple(self.labels))
         fewest = 2 if self.level == "sentence" else 1
         if self.level not in ("sentence", "token"):

@@ -1,0 +1,46 @@
+# Works with GNU make 3.81 or later and any POSIX shell.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help course test lab lint clean
+
+help:
+	@echo "make course   install, execute every notebook, render them into _site/"
+	@echo "make test     install, check the style, run all tests (the notebooks included)"
+	@echo "make lab      install, open the notebooks in JupyterLab"
+	@echo "make lint     format and check the code without running it"
+	@echo "make clean    delete .venv, _site and caches"
+	@echo "PYTHON=python3.13 after any of them picks the interpreter (3.11 or later)"
+
+.venv/.installed: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: Python 3.11 or later is needed, but '$(PYTHON)' is: `$(PYTHON) --version 2>&1`"; \
+		echo "       name another one, for example: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@echo "creating .venv with `$(PYTHON) --version`"
+	@$(PYTHON) -m venv .venv
+	@echo "installing the locked packages into .venv (a few minutes; on Linux some gigabytes, most of them torch)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[test]'
+	@touch $@
+
+course: .venv/.installed
+	@echo "executing and rendering the notebooks"
+	@$(BIN)/python tools/course.py
+
+test: .venv/.installed
+	@echo "checking the style"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo "running the tests"
+	@$(BIN)/python -m pytest
+
+lab: .venv/.installed
+	@echo "starting JupyterLab (Ctrl-C twice stops it)"
+	@$(BIN)/jupyter lab notebooks
+
+lint: .venv/.installed
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv _site .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
