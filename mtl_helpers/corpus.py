@@ -308,8 +308,10 @@ def tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_lengt
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"text {i} is {text!r} of type {type(text).__name__}, expected a string")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise ValueError(f"text {i} holds half a surrogate pair, expected valid Unicode: {text!a:.60}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"text {i} holds half a surrogate pair, expected valid Unicode: {text!a:.60}") from error
     if not texts:
         return []
     encoded = tokenizer(texts, truncation=True, max_length=max_length, return_offsets_mapping=True)

@@ -12,6 +12,7 @@ import numpy as np
 import seaborn as sns
 from IPython.display import Markdown
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 TASK_COLOURS = {"topic": "#0072B2", "sentence_type": "#D55E00", "sentiment": "#009E73", "entities": "#CC79A7"}
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -76,8 +77,59 @@ def scatter_by_label(ax: Axes, points: np.ndarray, labels: Sequence[str], order:
     labels = np.asarray(labels)
     rows = np.random.default_rng(0).permutation(len(labels))  # so that no label lies on top of all the others
     colours = dict(zip(order, PALETTE, strict=False))
-    ax.scatter(*points[rows].T, c=[colours[label] for label in labels[rows]], s=5, alpha=0.6, linewidths=0)
+    ax.scatter(*points[rows].T, c=[colours[label] for label in labels[rows]], s=5, linewidths=0)
     for label in order:
         ax.scatter([], [], color=colours[label], s=25, label=label)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(True)
+
+
+def curve_with_intervals(ax: Axes, x: Sequence, rows: Sequence[tuple[float, float, float]], **look) -> None:
+    """A line through the values with the interval drawn at each point.
+
+    Args:
+        ax: where to draw.
+        x: (N,) places.
+        rows: (value, low, high) at each place.
+        look: colour, label and so on, as for `Axes.errorbar`.
+    """
+    values, low, high = np.array(rows).T
+    ax.errorbar(x, values, yerr=[values - low, high - values], marker="o", markersize=5, capsize=3, **look)
+
+
+def headline(figure: Figure, text: str) -> None:
+    """One title for all panels: the finding."""
+    figure.suptitle(text, x=0.01, ha="left", weight="bold")
+
+
+def draw_architecture(ax: Axes, tasks: Sequence) -> None:
+    """Boxes and arrows: one encoder, pooling, a head for each task (at most six)."""
+
+    def box(x: float, y: float, width: float, label: str, colour: str) -> None:
+        ax.add_patch(plt.Rectangle((x - width / 2, y - 0.35), width, 0.7, fc=colour, ec="black", alpha=0.85))
+        ax.text(x, y, label, ha="center", va="center", fontsize=10)
+
+    def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
+        ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "black"})
+
+    labels = ("tokens and mask\n(B, T)", "encoder: embeddings, then 6 layers", "hidden states (B, T, 384)")
+    for y, label, colour in zip((0, 1.2, 2.4), labels, ("#eeeeee", "#bbbbbb", "#dddddd"), strict=True):
+        box(4, y, 4.4, label, colour)
+    box(2.6, 3.6, 3, "pooling (B, 384)", "#dddddd")
+    for start, end in (((4, 0.35), (4, 0.85)), ((4, 1.55), (4, 2.05)), ((3.4, 2.75), (2.8, 3.25))):
+        arrow(start, end)
+    for i, task in enumerate(tasks):
+        x, token = 2.15 * i + 0.5, task.level == "token"
+        box(
+            x,
+            5.2,
+            1.9,
+            f"{task.name}\n(B, {'T, ' if token else ''}{len(task.classes)})",
+            TASK_COLOURS.get(task.name, GREY),
+        )
+        arrow((5.4, 2.75) if token else (2.6 + (x - 2.6) * 0.35, 3.95), (x, 4.85))
+    ax.axhline(4.4, color=GREY, linestyle="--")
+    ax.text(8.2, 4.5, "one per task", color=GREY, ha="right")
+    ax.text(8.2, 4.1, "shared", color=GREY, ha="right")
+    ax.set(xlim=(-0.6, 8.2), ylim=(-0.5, 5.7))
+    ax.axis("off")
