@@ -73,17 +73,20 @@ def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def linear_probe(
     train: tuple[np.ndarray, np.ndarray],
-    validation: tuple[np.ndarray, np.ndarray],
+    validation: tuple[np.ndarray, np.ndarray] | None,
     strengths: Sequence[float] = (0.001, 0.01, 0.1),
+    score: Callable[[Pipeline], float] | None = None,
 ) -> Pipeline:
     """Fit a logistic regression to fixed features (Alain and Bengio 2016, https://arxiv.org/abs/1610.01644).
 
     Args:
         train, validation: features (N, D) and labels (N,). Features are standardised by the training part.
         strengths: inverse regularisation strengths C to try.
+        score: what to choose the strength by, on validation data; default: macro-F1 of `validation`, which is not
+            needed otherwise.
 
     Returns:
-        The probe with the best macro-F1 on validation; its `predict` takes features (M, D).
+        The probe with the best score; its `predict` takes features (M, D).
     """
     probes = [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000)).fit(*train) for c in strengths]
-    return max(probes, key=lambda probe: macro_f1(validation[1], probe.predict(validation[0])))
+    return max(probes, key=score or (lambda probe: macro_f1(validation[1], probe.predict(validation[0]))))

@@ -77,7 +77,7 @@ def scatter_by_label(ax: Axes, points: np.ndarray, labels: Sequence[str], order:
     labels = np.asarray(labels)
     rows = np.random.default_rng(0).permutation(len(labels))  # so that no label lies on top of all the others
     colours = dict(zip(order, PALETTE, strict=False))
-    ax.scatter(*points[rows].T, c=[colours[label] for label in labels[rows]], s=5, linewidths=0)
+    ax.scatter(*points[rows].T, c=[colours[label] for label in labels[rows]], s=7, linewidths=0)
     for label in order:
         ax.scatter([], [], color=colours[label], s=25, label=label)
     ax.set(xticks=[], yticks=[])

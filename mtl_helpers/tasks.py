@@ -1,7 +1,7 @@
 """Tasks as data: what is predicted, at which level, and how labels become numbers and numbers labels.
 
 A sentence task has one label per text. A token task has labelled spans of characters; the model sees them
-as one BIO class per token (Ramshaw and Marcus 1995, https://aclanthology.org/W95-0107): B- opens a span,
+as one BIO class per token (Tjong Kim Sang and Veenstra 1999, https://aclanthology.org/E99-1023): B- opens a span,
 I- continues it, O is outside. All subwords of a span are labelled, the first with B- and the others with I-:
 no subword is thrown away, and a span that starts or ends inside a word ("Zsófia's") comes back exactly.
 """

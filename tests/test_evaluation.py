@@ -154,3 +154,8 @@ def test_the_probe_is_fitted_on_train_and_chosen_on_validation(monkeypatch):
     best = strengths[int(np.argmax(scores))]
     assert probe[-1].C == best != 10.0  # the weakest penalty fits the 60 rows of train best
     assert probe[0].mean_ == pytest.approx(train[0].mean(axis=0))
+
+
+def test_the_probe_can_be_chosen_by_another_score():
+    probe = linear_probe(blobs(200, 0.1, seed=0), None, (0.01, 10.0, 0.1), score=lambda probe: probe[-1].C)
+    assert probe[-1].C == 10.0

@@ -228,13 +228,17 @@ def small_course(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tiny")
     write_notebook(
         root / "notebooks" / "01_tiny.ipynb",
-        v4.new_markdown_cell("# What is $x^2$?\n\nA square of `$x`.\n\nSee [next](02_next.ipynb#end)."),
+        v4.new_markdown_cell(
+            "# What is $x^2$?\n\nA square of `$x`.\n\nSee [next](02_next.ipynb#end) and [the data](../data/README.md)."
+        ),
         v4.new_markdown_cell("$$\\mathcal{L} = \\sum_t w_t \\ell_t$$\n\n```sh\necho $HOME and $PATH\n```"),
         v4.new_code_cell("import os, sys\nprint('a')\nprint(os.environ['HF_HUB_OFFLINE'], sys.executable)"),
         v4.new_code_cell("import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"),
         v4.new_code_cell("from IPython.display import Markdown\nMarkdown('The score is $\\\\rho$.')"),
     )
     write_notebook(root / "notebooks" / "solutions" / "01_tiny.ipynb", v4.new_markdown_cell("# Answers\n\nFour."))
+    (root / "data").mkdir()
+    (root / "data" / "README.md").write_text("# Datasheet\n\nTen rows.\n", encoding="utf-8")
     assert course.main([], root) == 0
     return root
 
@@ -247,6 +251,12 @@ def test_page_needs_no_network(small_course: Path):
     assert html.count('<math display="inline"') == 2 and html.count('<math display="block"') == 1
     assert "<title>What is x^2?</title>" in html
     assert "echo" in html and "$HOME" in html and 'href="02_next.html#end"' in html
+
+
+def test_datasheet_is_a_page_of_the_site(small_course: Path):
+    assert 'href="datasheet.html"' in (small_course / "_site" / "01_tiny.html").read_text(encoding="utf-8")
+    html = (small_course / "_site" / "datasheet.html").read_text(encoding="utf-8")
+    assert "Ten rows." in html and html.count("<h1>") == 1
 
 
 def test_index_lists_the_notebooks(small_course: Path):

@@ -23,7 +23,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
-from pages import index, render
+from pages import DATASHEET, index, plain_page, render
 
 ROOT = Path(__file__).resolve().parent.parent
 TITLE = "Multi-task learning with sentence transformers"
@@ -124,6 +124,10 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         page = site / "index.html"
         page.parent.mkdir(exist_ok=True)
         page.write_text(index(TITLE, entries), "utf-8")
+        datasheet = root / "data" / "README.md"
+        if datasheet.is_file():
+            source = datasheet.read_text("utf-8")
+            (site / DATASHEET).write_text(plain_page("The corpus: datasheet", source), "utf-8")
     failed = len(paths) - len(entries)
     print(f"{failed} of {len(paths)} notebooks failed" if failed else f"open {page}")
     return int(failed > 0)

@@ -20,6 +20,7 @@ TEMPLATE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_css %}<style>{{ resources.style }}</style>{% endblock %}
 {% block body_header %}{{ super() }}
 {% if resources.home %}<p><a href="{{ resources.home }}">All notebooks</a></p>{% endif %}{% endblock %}"""
+DATASHEET = "datasheet.html"  # data/README.md, as a page of the site
 INDEX = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -42,6 +43,7 @@ class PageRenderer(IPythonRenderer):
         return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block")
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
+        url = DATASHEET if url.endswith("data/README.md") else url
         return super().link(text, re.sub(r"^(?!\w+:)([^#]+)\.ipynb(?=#|$)", r"\1.html", url), title)
 
 
@@ -85,6 +87,12 @@ def render(notebook: NotebookNode, path: Path, home: str = "") -> str:
     metadata = {"path": str(path.parent), "name": re.sub(r"[*_`$]", "", heading(notebook)[0]) or path.stem}
     html, _ = exporter.from_notebook_node(notebook, {"metadata": metadata, "style": STYLE, "home": home})
     return html.replace("No description has been provided for this image", "Figure, read in the text after it")
+
+
+def plain_page(title: str, source: str) -> str:
+    """Markdown, without its level-1 heading, as a page of its own."""
+    body = markdown(source.split("\n", 1)[1]) if source.startswith("# ") else markdown(source)
+    return INDEX.format(title=escape(title), style=STYLE, entries=body)
 
 
 def index(title: str, entries: list[tuple[str, NotebookNode, float]]) -> str:
