@@ -110,6 +110,7 @@ class MultiTaskModel(nn.Module):
             One row per text, in order: `text`; for each sentence task the label and `TASK_probability`; for
             each token task a list of (start, end, label, surface) in characters of the text.
         """
+        texts = texts if isinstance(texts, str) else list(texts)  # a Series has labels, a generator ends
         examples = tokenize(texts, self.encoder.tokenizer, self.encoder.max_length)
         cut = sum(not example["complete"] for example in examples)
         if cut:

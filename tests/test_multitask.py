@@ -220,6 +220,13 @@ def test_predictions_come_in_the_order_of_the_texts(model):
         pd.testing.assert_frame_equal(together[i : i + 1].reset_index(drop=True), alone, atol=1e-5)
 
 
+def test_texts_may_be_a_series_with_any_index_or_a_generator(model, corpus):
+    texts = corpus.text[corpus.split == "test"][:20]
+    expected = model.predict(texts.tolist())
+    assert model.predict(texts).equals(expected)
+    assert model.predict(text for text in texts).equals(expected)
+
+
 def test_probabilities_are_those_of_the_logits(model):
     examples = make_examples(pd.DataFrame({"text": ["Behold!"]}), model.encoder.tokenizer, [], 64)
     with torch.inference_mode():
