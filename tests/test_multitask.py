@@ -221,7 +221,7 @@ def test_predictions_come_in_the_order_of_the_texts(model):
 
 
 def test_texts_may_be_a_series_with_any_index_or_a_generator(model, corpus):
-    texts = corpus.text[corpus.split == "test"][:20]
+    texts = corpus.text[corpus.text.str.len() < 50][5:25]
     expected = model.predict(texts.tolist())
     assert model.predict(texts).equals(expected)
     assert model.predict(text for text in texts).equals(expected)
