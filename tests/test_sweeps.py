@@ -220,3 +220,13 @@ def test_mtl_rerun_compares_several_rows_per_run_and_large_numbers(monkeypatch):
     sweep("s", grid, layers, seeds=range(2))
     monkeypatch.setenv("MTL_RERUN", "all")
     assert len(sweep("s", grid, layers, seeds=range(2))) == 12
+
+
+def test_mtl_rerun_passes_over_what_validation_chose(monkeypatch):
+    rates = iter([0.1, 0.3])
+    grid = [{"pooling": "mean"}]
+    sweep("s", grid, lambda seed, pooling: {"score": 0.5, "chosen_rate": next(rates)}, seeds=[0])
+    monkeypatch.setenv("MTL_RERUN", "all")
+    assert len(sweep("s", grid, lambda seed, pooling: {"score": 0.5, "chosen_rate": next(rates)}, seeds=[0])) == 1
+    with pytest.raises(ValueError, match="gives other results"):
+        sweep("s", grid, lambda seed, pooling: {"score": 0.6, "chosen_rate": 0.1}, seeds=[0])
