@@ -28,6 +28,7 @@ NOISE, FACTOR = 1e-5, 2.0
 # A number, but not the digits inside a word such as s0001, MiniLM-L6 or layer_3. A unit may follow directly (12ms).
 NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:(?<=\d)\.?|\.(?=\d))\d*(?:[eE][-+]?\d+)?")
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(root|home|Users|work|tmp|workspace)/|[A-Z]:\\+Users")
+UNFILLED = re.compile(r"\{[^{}\n]*:[-+,.\d]*[%defg]?\}")  # an f-string that lost its f
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 
 
@@ -105,6 +106,8 @@ def test_file(path: Path):
             kinds = output.get("data", {})
             assert "application/vnd.jupyter.widget-view+json" not in kinds
             assert "image/png" in kinds or not any(kind.startswith("image/") for kind in kinds)
+        unfilled = UNFILLED.search(FENCE.sub("", shown_text(cell.outputs)))
+        assert not unfilled, f"cell {cell.execution_count} shows a place that no number was put into: {unfilled[0]}"
         pathed = MACHINE_PATH.search(shown_text(cell.outputs))
         assert not pathed, f"the output of cell {cell.execution_count} names a machine's path: {pathed[0]}"
     prose = [FENCE.sub("", cell.source) for cell in notebook.cells if cell.cell_type == "markdown"]
@@ -205,6 +208,11 @@ def test_other_kinds_of_output_are_compared():
     assert differences(figure, figure) == []
     assert differences(figure, figure + figure) != []
     assert differences(figure, result(text_plain="<Figure size 640x480 with 1 Axes>")) != []
+
+
+def test_unfilled_pattern():
+    assert UNFILLED.search("{total / 1e6:.1f} million") and UNFILLED.search("{share:.0%} of them")
+    assert not UNFILLED.search("within $10^{-5}$ and {'topic': 3, 'b': [1]}")
 
 
 def test_number_pattern():
