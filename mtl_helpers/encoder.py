@@ -336,7 +336,9 @@ def _saved_settings(directory: Path) -> dict:
     if (directory / "1_Pooling" / "config.json").is_file():
         found = read_json(directory / "1_Pooling" / "config.json")
         old_style = [key for key, value in found.items() if key.startswith("pooling_mode_") and value is True]
-        mode = found.get("pooling_mode") or old_style[0].removeprefix("pooling_mode_").removesuffix("_tokens")
+        mode = found.get("pooling_mode") or (old_style or ["mean"])[0].removeprefix("pooling_mode_").removesuffix(
+            "_tokens"
+        )
         settings["pooling"] = {"cls_token": "cls", "weightedmean": "weighted"}.get(mode, mode)
     return settings
 
