@@ -12,15 +12,21 @@ with warnings.catch_warnings():
 
 from .corpus import CorpusError, load_challenge, load_corpus, load_pairs, load_public
 from .encoder import SentenceEncoder
+from .evaluation import evaluate
 from .multitask import MultiTaskModel
 from .tasks import TASKS, Task
+from .training import History, TrainingConfig, fit
 
 __all__ = [
     "TASKS",
     "CorpusError",
+    "History",
     "MultiTaskModel",
     "SentenceEncoder",
     "Task",
+    "TrainingConfig",
+    "evaluate",
+    "fit",
     "load_challenge",
     "load_corpus",
     "load_pairs",

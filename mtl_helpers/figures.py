@@ -5,14 +5,17 @@ a task keeps its colour in all notebooks.
 """
 
 import inspect
+import itertools
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 TASK_COLOURS = {"topic": "#0072B2", "sentence_type": "#D55E00", "sentiment": "#009E73", "entities": "#CC79A7"}
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -102,6 +105,24 @@ def headline(figure: Figure, text: str) -> None:
     figure.suptitle(text, x=0.01, ha="left", weight="bold")
 
 
+def draw_history(epochs: pd.DataFrame, best: int) -> Figure:
+    """Losses (dashed: train) and validation scores by epoch, from `History.to_frame()`, the best epoch marked."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
+    for (task, rows), spare in zip(epochs.groupby("task", sort=False), itertools.cycle(PALETTE)):
+        colour = TASK_COLOURS.get(task, spare)
+        left.plot(rows["epoch"], rows["train_loss"], "--", color=colour)
+        left.plot(rows["epoch"], rows["validation_loss"], color=colour)
+        right.plot(rows["epoch"], rows["score"], "o-", color=colour, label=task, markersize=4)
+    left.set(xlabel="epoch", ylabel="loss per label [nats]", yscale="log", title="loss (dashed: training)")
+    right.set(xlabel="epoch", ylabel="F1 on validation", title=f"score (best mean: epoch {best})")
+    right.axvline(best, color=GREY, linestyle=":")
+    for ax in (left, right):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.legend(loc="lower right")
+    plt.close(figure)  # returned, so a notebook shows it once
+    return figure
+
+
 def draw_architecture(ax: Axes, tasks: Sequence) -> None:
     """Boxes and arrows: one encoder, pooling, a head for each task (at most six)."""
 
@@ -133,3 +154,11 @@ def draw_architecture(ax: Axes, tasks: Sequence) -> None:
     ax.text(8.2, 4.1, "shared", color=GREY, ha="right")
     ax.set(xlim=(-0.6, 8.2), ylim=(-0.5, 5.7))
     ax.axis("off")
+
+
+def reliability_diagram(ax: Axes, bins: pd.DataFrame, colour: str = PALETTE[0]) -> None:
+    """Share that is right by predicted probability, from `evaluation.calibration`; dots as large as their bins."""
+    ax.plot([0, 1], [0, 1], color=GREY, linestyle="--")
+    ax.plot(bins["confidence"], bins["accuracy"], color=colour)
+    ax.scatter(bins["confidence"], bins["accuracy"], s=20 + 300 * bins["n"] / bins["n"].sum(), color=colour)
+    ax.set(xlabel="predicted probability", xlim=(0, 1.05), ylim=(0, 1.05), aspect="equal")

@@ -1,0 +1,485 @@
+"""The training loop: batches, optimizer, schedule, validation, checkpoints.
+
+One optimizer step takes one batch (or several, accumulated) through the encoder once, for all tasks together.
+Order, schedule and batches are functions of the seed and the step, so that a run that was killed goes on from its
+last checkpoint and ends with the same weights to the bit (on the same machine, with the same number of threads).
+"""
+
+import hashlib
+import json
+import math
+import time
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from .checkpoints import Checkpoints
+from .corpus import collate, length_batches, make_examples, progress
+from .encoder import autocast, bfloat16_is_fast, inference
+from .evaluation import macro_f1, span_counts, span_f1
+from .figures import draw_history
+from .multitask import MultiTaskModel
+from .tasks import IGNORE
+
+# Factor of the loss of a token task. Most tokens are O and soon easy, so the mean over all tokens is small and its
+# gradient short: unweighted, the sentence tasks drown it. Measured in notebook 04, which also shows other factors.
+TOKEN_WEIGHT = 10.0
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train. The defaults are those that notebook 04 found on the validation data of the course.
+
+    Args:
+        epochs: passes over the training data.
+        learning_rate: of the encoder at its peak.
+        head_learning_rate: of the heads at its peak: they start from random numbers and have further to go.
+        optimizer: "adamw" (decoupled weight decay, Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101) or
+            "adam" (the decay is added to the gradient, Kingma and Ba 2015, https://arxiv.org/abs/1412.6980).
+        weight_decay: of weight matrices; biases and layer norms are never decayed.
+        schedule: of the learning rates behind the warm-up: "linear" or "cosine" to zero, "step" (a tenth for the last
+            third of the steps) or "constant".
+        warmup: share of all steps in which the rates rise from zero to their peaks; the first steps of Adam rest on
+            few gradients and are the least reliable.
+        max_norm: gradients (of all parameters together) longer than this are scaled down to it; math.inf: never.
+        max_tokens: budget of a batch in tokens, padding included; 512 are about 22 sentences of the corpus.
+        accumulation: batches per optimizer step; the gradient is that of one larger batch.
+        task_weights: {task: factor of its loss}. Tasks not named: 1 for sentence tasks, TOKEN_WEIGHT for token tasks.
+        precision: of matrix products: "float32", "bfloat16", or "auto", bfloat16 where the device is fast at it.
+        patience: training stops after so many epochs without a better score on validation; None: never.
+        checkpoint_every: optimizer steps between checkpoints; there is one at the end of each epoch as well.
+        seed: of the order of the batches and of dropout. The heads' first weights are drawn before, with the model.
+
+    Raises:
+        ValueError: an impossible value, by name.
+    """
+
+    epochs: int = 3
+    learning_rate: float = 2e-4
+    head_learning_rate: float = 1e-3
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    weight_decay: float = 0.01
+    schedule: Literal["linear", "cosine", "step", "constant"] = "linear"
+    warmup: float = 0.1
+    max_norm: float = 1.0
+    max_tokens: int = 512
+    accumulation: int = 1
+    task_weights: dict[str, float] = field(default_factory=dict)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    patience: int | None = 3
+    checkpoint_every: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        whole = dict.fromkeys(("epochs", "max_tokens", "accumulation", "checkpoint_every"), 1) | {"seed": 0}
+        if self.patience is not None:
+            whole["patience"] = 1
+        for name, least in whole.items():
+            if type(getattr(self, name)) is not int or not least <= getattr(self, name) < 2**31:
+                self._refuse(name, f"a whole number of at least {least}")
+        for name in ("learning_rate", "head_learning_rate", "weight_decay", "warmup", "max_norm"):
+            if not _is_number(getattr(self, name)) and not (name == "max_norm" and self.max_norm == math.inf):
+                self._refuse(name, "a finite number of at least 0")
+        if self.max_norm == 0:
+            self._refuse("max_norm", "a number above 0 (math.inf: no clipping)")
+        if self.warmup >= 1:
+            self._refuse("warmup", "a share of all steps, below 1")
+        choices = {
+            "optimizer": ("adamw", "adam"),
+            "schedule": ("linear", "cosine", "step", "constant"),
+            "precision": ("auto", "float32", "bfloat16"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                self._refuse(name, f"one of {', '.join(known)}")
+
+        weights = self.task_weights
+        if not isinstance(weights, dict) or not all(_is_number(weight) for weight in weights.values()):
+            self._refuse("task_weights", "{task: a finite number of at least 0}")
+
+    def _refuse(self, name: str, expected: str) -> None:
+        raise ValueError(f"TrainingConfig: {name} is {getattr(self, name)!r}, expected {expected}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+@dataclass
+class History:
+    """What happened during training: `steps`, one dict per optimizer step, and `epochs`, one per epoch and task."""
+
+    steps: list[dict] = field(default_factory=list)
+    epochs: list[dict] = field(default_factory=list)
+
+    def to_frame(self, which: Literal["epochs", "steps"] = "epochs") -> pd.DataFrame:
+        """As a table.
+
+        Returns:
+            "epochs": one row per epoch and task: epoch, task, train_loss (mean over the epoch, with dropout),
+            validation_loss (nats per label), accuracy (of labels or tokens), score (macro-F1, or F1 of spans),
+            epochs_seen (labels trained on so far / labels there are). A task without validation labels has NaN.
+            "steps": step, epoch, seconds (since the run started), learning_rate (of the encoder), gradient_norm
+            (before clipping), and the loss of each task.
+        """
+        return pd.DataFrame(getattr(self, which))
+
+    @property
+    def scores(self) -> pd.Series:
+        """Validation score of each epoch: mean over the tasks that have validation labels."""
+        return self.to_frame().groupby("epoch")["score"].mean()
+
+    @property
+    def best_epoch(self) -> int:
+        """The (first) epoch with the best mean score, the one whose weights `fit` leaves in the model."""
+        return int(self.scores.idxmax())
+
+    @property
+    def best_epochs(self) -> dict[str, int]:
+        """For each task the (first) epoch that was best for it: tasks peak at different times."""
+        table = self.to_frame().dropna(subset="score").set_index("epoch")
+        return {task: int(rows["score"].idxmax()) for task, rows in table.groupby("task", sort=False)}
+
+    def plot(self) -> Figure:
+        """Losses and validation scores by epoch, one colour per task, the best epoch marked."""
+        return draw_history(self.to_frame(), self.best_epoch)
+
+
+# ------------------------------------------------------------------------------------- parts of the loop
+
+
+def learning_rate_factor(step: int, total: int, config: TrainingConfig) -> float:
+    """Share of the peak learning rate that step number `step` (0 to total - 1) is taken with."""
+    warmup = math.ceil(config.warmup * total)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    if config.schedule == "linear":
+        return 1 - done
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 0.1 if config.schedule == "step" and step >= 2 / 3 * total else 1.0
+
+
+def make_optimizer(model: MultiTaskModel, config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW or Adam over the parameters that train, in four groups: encoder and heads, decayed and not."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = config.head_learning_rate if name.startswith("heads.") else config.learning_rate
+            decay = config.weight_decay if parameter.ndim > 1 else 0.0  # biases and layer norms are vectors
+            groups.setdefault((rate, decay), []).append(parameter)
+    if not groups:
+        raise ValueError("every parameter is frozen (requires_grad is False), expected something to train")
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(
+        [
+            {"params": members, "lr": rate, "peak": rate, "weight_decay": decay}
+            for (rate, decay), members in groups.items()
+        ],
+        fused=True,
+    )
+
+
+def train_step(
+    model: MultiTaskModel, optimizer: torch.optim.Optimizer, batches: Sequence[dict], config: TrainingConfig
+) -> tuple[dict[str, float], float]:
+    """One optimizer step on one or more batches, as if they were one: each task's loss is the mean over all its labels.
+
+    Returns:
+        {task: loss} (nats per label; tasks without a label are left out) and the norm of the gradient before clipping.
+
+    Raises:
+        FloatingPointError: a loss or a gradient that is not finite; nothing has been changed then.
+    """
+    counts = [{name: int((codes != IGNORE).sum()) for name, codes in batch["labels"].items()} for batch in batches]
+    totals = {name: sum(count[name] for count in counts) for name in counts[0]}
+    usual = {task.name: TOKEN_WEIGHT if task.level == "token" else 1.0 for task in model.tasks}
+    weights = usual | config.task_weights
+    losses: Counter[str] = Counter()
+    for batch, count in zip(batches, counts, strict=True):
+        with autocast(next(model.parameters()).device, _precision(model, config)):
+            logits = model(batch)
+        parts = []
+        for name, loss in model.loss(logits, batch["labels"]).items():
+            if count.get(name):
+                share = loss * (count[name] / totals[name])
+                losses[name] += share.item()
+                parts.append(share * weights[name])
+                if not math.isfinite(losses[name]):
+                    optimizer.zero_grad()
+                    raise FloatingPointError(f"the loss of task {name!r} is {losses[name]}")
+        if parts:
+            torch.stack(parts).sum().backward()
+    norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], config.max_norm)
+    if not torch.isfinite(norm):
+        optimizer.zero_grad()
+        raise FloatingPointError(f"the gradient of {' + '.join(losses)} has the length {norm.item()}")
+    optimizer.step()
+    optimizer.zero_grad()
+    return dict(losses), norm.item()
+
+
+def validate(model: MultiTaskModel, examples: Sequence[dict], precision: str = "float32") -> dict[str, dict]:
+    """Loss, accuracy and score of each task on labelled examples (of `make_examples`), in eval mode.
+
+    Returns:
+        {task: {"validation_loss": nats per label, "accuracy": share of labels (token task: of tokens) that are
+        right, "score": macro-F1 (token task: F1 of exact spans)}}; NaN for a task without labels.
+    """
+    pad_id, tasks = model.encoder.tokenizer.pad_token_id, model.tasks
+    losses, labels, right = Counter(), Counter(), Counter()
+    truth: dict[str, list] = {task.name: [] for task in tasks}
+    found: dict[str, list] = {task.name: [] for task in tasks}
+    with inference(model, precision):
+        for rows in length_batches([len(example["input_ids"]) for example in examples], max_tokens=2048):
+            batch = collate([examples[i] for i in rows], pad_id)
+            logits = model(batch)
+            means = model.loss(logits, batch["labels"])
+            for task in tasks:
+                codes, best = batch["labels"][task.name], logits[task.name].argmax(-1).cpu()
+                valid = codes != IGNORE
+                losses[task.name] += means[task.name].item() * int(valid.sum())
+                labels[task.name] += int(valid.sum())
+                right[task.name] += int((codes == best)[valid].sum())
+                if task.level == "sentence":
+                    truth[task.name] += codes[valid].tolist()
+                    found[task.name] += best[valid].tolist()
+                    continue
+                for i, line, guess in zip(rows, codes.tolist(), best.tolist(), strict=True):
+                    offsets = examples[i]["offsets"]
+                    if any(code != IGNORE for code in line):
+                        truth[task.name].append(task.decode(line[: len(offsets)], offsets))
+                        found[task.name].append(task.decode(guess[: len(offsets)], offsets))
+    result = {}
+    for task in tasks:
+        name, n = task.name, labels[task.name]
+        score = macro_f1 if task.level == "sentence" else lambda a, b: span_f1(span_counts(a, b))
+        result[name] = {
+            "validation_loss": losses[name] / n if n else math.nan,
+            "accuracy": right[name] / n if n else math.nan,
+            "score": score(truth[name], found[name]) if n else math.nan,
+        }
+    return result
+
+
+# ------------------------------------------------------------------------------------------------ helpers
+
+
+def _fingerprint(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _precision(model: nn.Module, config: TrainingConfig) -> str:
+    if config.precision != "auto":
+        return config.precision
+    return "bfloat16" if bfloat16_is_fast(next(model.parameters()).device) else "float32"
+
+
+# -------------------------------------------------------------------------------------------------- fit
+
+
+def fit(
+    model: MultiTaskModel,
+    train: pd.DataFrame,
+    validation: pd.DataFrame,
+    config: TrainingConfig | None = None,
+    directory: str | Path | None = None,
+) -> History:
+    """Train in place, on the model's device; the model ends in eval mode with the weights of its best epoch.
+
+    Args:
+        model: its parameters with requires_grad train.
+        train, validation: tables as `load_corpus` gives them; an empty cell is a label that is missing.
+        config: see TrainingConfig.
+        directory: for checkpoints. If it holds one of this very run, training goes on from there, with the result
+            that it would have had without the interruption.
+
+    Returns:
+        The history. Epochs are compared by the mean over tasks of macro-F1 and span F1 on `validation`.
+
+    Raises:
+        ValueError: a table without text or without any label of the model's tasks, nothing to train, or
+            a directory with checkpoints of which none is usable.
+        FloatingPointError: a loss or gradient is not finite. Names task and step.
+        KeyboardInterrupt: with word of what the model holds and how to go on.
+    """
+    config = config or TrainingConfig()
+    examples, held_out = _read_labels(model, train, "train"), _read_labels(model, validation, "validation")
+    unknown = [name for name in config.task_weights if name not in [task.name for task in model.tasks]]
+    if unknown:
+        raise ValueError(f"task_weights names {unknown[0]!r}, expected tasks of the model")
+    lengths = [len(example["input_ids"]) for example in examples]
+    plan = [(epoch, group) for epoch in range(1, config.epochs + 1) for group in epoch_batches(lengths, config, epoch)]
+    optimizer = make_optimizer(model, config)
+    checkpoints = Checkpoints(directory, _identity(model, config, examples, held_out))
+    history, best, first = History(), None, 0
+    torch.manual_seed(config.seed)
+    if found := checkpoints.load():
+        history, best, first = _restore(model, optimizer, *found)
+    start = time.perf_counter() - (history.steps[-1]["seconds"] if history.steps else 0.0)
+    step, epoch = first, 0
+    try:
+        for step in (bar := progress(range(first, len(plan)), "train")):
+            new_epoch = epoch != plan[step][0]
+            epoch, rows = plan[step]
+            if new_epoch and _patience_is_over(history, config):
+                break
+            model.train()
+            factor = learning_rate_factor(step, len(plan), config)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            batches = [collate([examples[i] for i in part], model.encoder.tokenizer.pad_token_id) for part in rows]
+            losses, norm = train_step(model, optimizer, batches, config)
+            history.steps.append(
+                {
+                    "step": step + 1,
+                    "epoch": epoch,
+                    "seconds": round(time.perf_counter() - start, 3),
+                    "learning_rate": config.learning_rate * factor,
+                    "gradient_norm": norm,
+                    **{f"{name}_loss": loss for name, loss in losses.items()},
+                    **_count_labels([examples[i] for part in rows for i in part]),
+                }
+            )
+            bar.set_postfix_str(" ".join(f"{name} {loss:.2f}" for name, loss in losses.items()))
+            epoch_ends = step + 1 == len(plan) or plan[step + 1][0] != epoch
+            if epoch_ends:
+                _close_epoch(
+                    history, epoch, _count_labels(examples), validate(model, held_out, _precision(model, config))
+                )
+                if history.best_epoch == epoch:
+                    best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+            if epoch_ends or (step + 1) % config.checkpoint_every == 0:
+                checkpoints.save(step + 1, *_state(model, optimizer, history, best))
+    except (KeyboardInterrupt, FloatingPointError) as error:
+        raise type(error)(_farewell(error, step, plan, history, checkpoints)) from error
+    finally:
+        if best is not None:
+            model.load_state_dict(best)
+        model.eval()
+    return history
+
+
+def epoch_batches(lengths: Sequence[int], config: TrainingConfig, epoch: int) -> list[list[list[int]]]:
+    """The optimizer steps of an epoch: each a list of batches of positions. A function of seed and epoch alone."""
+    generator = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
+    batches = length_batches(lengths, config.max_tokens, generator)
+    return [batches[i : i + config.accumulation] for i in range(0, len(batches), config.accumulation)]
+
+
+def _read_labels(model: MultiTaskModel, frame: pd.DataFrame, which: str) -> list[dict]:
+    """Examples of a table that has something to learn from; warns of a task that has not."""
+    if "text" not in frame or not len(frame):
+        raise ValueError(
+            f"{which}: found {len(frame)} rows with the columns {', '.join(frame)}, expected some with text"
+        )
+    examples = make_examples(frame, model.encoder.tokenizer, model.tasks, model.encoder.max_length)
+    counts, names = _count_labels(examples), [task.name for task in model.tasks]
+    without = [name for name in names if not counts[f"{name}_labels"]]
+    if len(without) == len(names):
+        raise ValueError(
+            f"{which}: found no label in {len(frame)} rows, expected a column for one of {', '.join(names)}"
+        )
+    if without:
+        warnings.warn(f"{which} has no label for {', '.join(without)}", stacklevel=3)
+    return examples
+
+
+def _count_labels(examples: Sequence[dict]) -> dict[str, int]:
+    """Texts that are labelled for each task."""
+
+    def labelled(codes: int | list[int]) -> bool:
+        return codes != IGNORE if isinstance(codes, int) else any(code != IGNORE for code in codes)
+
+    names = examples[0]["labels"]
+    return {f"{name}_labels": sum(labelled(example["labels"][name]) for example in examples) for name in names}
+
+
+def _close_epoch(history: History, epoch: int, there: dict[str, int], found: dict[str, dict]) -> None:
+    """Add an epoch's rows, one per task, to the history."""
+    for name, scores in found.items():
+        seen = [(row["epoch"], row[f"{name}_labels"], row.get(f"{name}_loss", 0.0)) for row in history.steps]
+        now = [(labels, loss) for number, labels, loss in seen if number == epoch]
+        labels = sum(labels for labels, _ in now)
+        history.epochs.append(
+            {
+                "epoch": epoch,
+                "task": name,
+                "train_loss": sum(labels * loss for labels, loss in now) / labels if labels else math.nan,
+                **scores,
+                "epochs_seen": sum(labels for _, labels, _ in seen) / max(1, there[f"{name}_labels"]),
+            }
+        )
+
+
+def _patience_is_over(history: History, config: TrainingConfig) -> bool:
+    if not history.epochs or config.patience is None:
+        return False
+    return history.epochs[-1]["epoch"] - history.best_epoch >= config.patience
+
+
+def _identity(model: MultiTaskModel, config: TrainingConfig, *data: list[dict]) -> dict:
+    """What a checkpoint must agree with: everything that determines the result."""
+    parts = [[[e["input_ids"], e["labels"]] for e in examples] for examples in data]
+    return {
+        **{name: value for name, value in asdict(config).items() if name != "checkpoint_every"},
+        "tasks": [[task.name, task.level, *task.labels] for task in model.tasks],
+        "parameters": _fingerprint([[n, list(p.shape), p.requires_grad] for n, p in model.named_parameters()]),
+        "train": _fingerprint(parts[0]),
+        "validation": _fingerprint(parts[1]),
+    }
+
+
+def _state(
+    model: MultiTaskModel, optimizer: torch.optim.Optimizer, history: History, best: dict | None
+) -> tuple[dict, dict]:
+    """All tensors of a run, and the rest as JSON."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in (best or {}).items()}
+    for i, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{name}": tensor for name, tensor in values.items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    device = next(model.parameters()).device.type
+    if device != "cpu":
+        tensors[f"random.{device}"] = getattr(torch, device).get_rng_state()
+    return tensors, {"history": asdict(history)}
+
+
+def _restore(
+    model: MultiTaskModel, optimizer: torch.optim.Optimizer, tensors: dict, state: dict
+) -> tuple[History, dict | None, int]:
+    """Put a state back: history, weights of the best epoch, number of the next step."""
+    parts: dict[str, dict] = {"model": {}, "best": {}, "optimizer": {}, "random": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = tensor
+    model.load_state_dict(parts["model"])
+    moments: dict[int, dict] = {}
+    for name, tensor in parts["optimizer"].items():
+        i, _, key = name.partition(".")
+        moments.setdefault(int(i), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    for device, numbers in parts["random"].items():
+        (torch if device == "cpu" else getattr(torch, device)).set_rng_state(numbers)
+    return History(**state["history"]), parts["best"] or None, state["step"]
+
+
+def _farewell(error: BaseException, step: int, plan: list, history: History, checkpoints: Checkpoints) -> str:
+    """What a stopped run says: where it stopped, what the model holds, how to go on."""
+    holds = f"the weights of epoch {history.best_epoch}, the best so far" if history.epochs else "its last weights"
+    on = f"call fit again with the same arguments: checkpoints are in {checkpoints.directory}"
+    if isinstance(error, FloatingPointError):
+        on = "try a lower learning rate or precision='float32', and look at the labels"
+    elif checkpoints.directory is None:
+        on = "to be able to go on next time, give fit a directory for checkpoints"
+    where = f"step {step + 1} of {len(plan)} (epoch {plan[step][0]})"
+    return f"{str(error) or 'stopped'} in {where}; the model holds {holds}; {on}"
