@@ -25,12 +25,13 @@ class Checkpoints:
 
     def __init__(self, directory: str | Path | None, identity: dict) -> None:
         self.directory, self.identity = None if directory is None else Path(directory), identity
+        if self.directory is not None:
+            self.directory.mkdir(parents=True, exist_ok=True)  # what can't be written is noticed before training
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict) -> None:
         """Write the state before step number `step` and delete the last but two."""
         if self.directory is None:
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         text = json.dumps({"step": step, "identity": self.identity, **state})
         partial = self.directory / "partial"
@@ -38,7 +39,7 @@ class Checkpoints:
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, self.directory / f"step-{step:08d}.safetensors")
-        for old in self._paths()[2:]:
+        for old in self.paths()[2:]:
             old.unlink()
 
     def load(self) -> tuple[dict[str, Tensor], dict] | None:
@@ -50,7 +51,7 @@ class Checkpoints:
             ValueError: there are checkpoints, but none can be used; names each and says why.
         """
         refused = []
-        for path in self._paths():
+        for path in self.paths():
             try:
                 found = self._read(path)
             except ValueError as error:
@@ -65,7 +66,7 @@ class Checkpoints:
             raise ValueError("\n  ".join([f"no usable checkpoint, {remedy}:", *(text for _, text in refused)]))
         return None
 
-    def _paths(self) -> list[Path]:
+    def paths(self) -> list[Path]:
         """Checkpoints, newest first."""
         return [] if self.directory is None else sorted(self.directory.glob("step-*.safetensors"), reverse=True)
 

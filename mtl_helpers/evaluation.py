@@ -113,7 +113,7 @@ def evaluate_challenge(model: MultiTaskModel, challenge: pd.DataFrame) -> pd.Dat
     table = []
     for (capability, kind), part in groups.groupby(["capability", "test_type"]):
         interval = binomtest(int(part["all"].sum()), len(part)).proportion_ci(method="wilson")
-        right = rows.loc[rows["group"].isin(part["group"]), "right"]
+        right = rows.loc[(rows["capability"] == capability) & (rows["test_type"] == kind), "right"]
         table.append([capability, kind, len(part), int(part["all"].sum()), part["all"].mean(), *interval, right.mean()])
     columns = ["capability", "test_type", "groups", "passed", "rate", "low", "high", "accuracy"]
     return pd.DataFrame(table, columns=columns)
@@ -140,7 +140,8 @@ def span_counts(truth: Sequence[list[Span]], predicted: Sequence[list[Span]]) ->
 
     The counting of the CoNLL-2003 shared task (Tjong Kim Sang and De Meulder 2003, https://aclanthology.org/W03-0419).
     """
-    return np.array([[len(set(a) & set(b)), len(set(b)), len(set(a))] for a, b in zip(truth, predicted, strict=True)])
+    rows = [[len(set(a) & set(b)), len(set(b)), len(set(a))] for a, b in zip(truth, predicted, strict=True)]
+    return np.array(rows, dtype=int).reshape(-1, 3)
 
 
 def span_f1(counts: np.ndarray) -> float:

@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import nn
+from transformers import PreTrainedConfig
 
 from .checkpoints import Checkpoints
 from .corpus import collate, length_batches, make_examples, progress
@@ -62,8 +63,8 @@ class TrainingConfig:
         ValueError: an impossible value, by name.
     """
 
-    epochs: int = 3
-    learning_rate: float = 2e-4
+    epochs: int = 5
+    learning_rate: float = 1e-4
     head_learning_rate: float = 1e-3
     optimizer: Literal["adamw", "adam"] = "adamw"
     weight_decay: float = 0.01
@@ -128,7 +129,7 @@ class History:
             validation_loss (nats per label), accuracy (of labels or tokens), score (macro-F1, or F1 of spans),
             epochs_seen (labels trained on so far / labels there are). A task without validation labels has NaN.
             "steps": step, epoch, seconds (since the run started), learning_rate (of the encoder), gradient_norm
-            (before clipping), and the loss of each task.
+            (before clipping), and for each task TASK_loss and TASK_labels (texts labelled for it in this step).
         """
         return pd.DataFrame(getattr(self, which))
 
@@ -300,8 +301,8 @@ def fit(
         model: its parameters with requires_grad train.
         train, validation: tables as `load_corpus` gives them; an empty cell is a label that is missing.
         config: see TrainingConfig.
-        directory: for checkpoints. If it holds one of this very run, training goes on from there, with the result
-            that it would have had without the interruption.
+        directory: for checkpoints. If it holds one of the same settings, data and tasks, training goes on from there,
+            whatever weights the model comes with, and ends as it would have done without the interruption.
 
     Returns:
         The history. Epochs are compared by the mean over tasks of macro-F1 and span F1 on `validation`.
@@ -433,10 +434,18 @@ def _identity(model: MultiTaskModel, config: TrainingConfig, *data: list[dict]) 
     return {
         **{name: value for name, value in asdict(config).items() if name != "checkpoint_every"},
         "tasks": [[task.name, task.level, *task.labels] for task in model.tasks],
+        "encoder": [model.encoder.pooling, model.encoder.layers, _fingerprint(_shape(model.encoder.backbone.config))],
+        "head": [model.head, model.dropout],
         "parameters": _fingerprint([[n, list(p.shape), p.requires_grad] for n, p in model.named_parameters()]),
         "train": _fingerprint(parts[0]),
         "validation": _fingerprint(parts[1]),
     }
+
+
+def _shape(config: PreTrainedConfig) -> dict:
+    """A backbone's configuration without what loading it elsewhere or elsewhen would change."""
+    names = ("_name_or_path", "transformers_version", "dtype")
+    return {name: value for name, value in config.to_dict().items() if name not in names}
 
 
 def _state(
@@ -476,10 +485,11 @@ def _restore(
 def _farewell(error: BaseException, step: int, plan: list, history: History, checkpoints: Checkpoints) -> str:
     """What a stopped run says: where it stopped, what the model holds, how to go on."""
     holds = f"the weights of epoch {history.best_epoch}, the best so far" if history.epochs else "its last weights"
-    on = f"call fit again with the same arguments: checkpoints are in {checkpoints.directory}"
     if isinstance(error, FloatingPointError):
         on = "try a lower learning rate or precision='float32', and look at the labels"
-    elif checkpoints.directory is None:
-        on = "to be able to go on next time, give fit a directory for checkpoints"
+    elif checkpoints.paths():
+        on = f"call fit again with the same arguments: checkpoints are in {checkpoints.directory}"
+    else:
+        on = "no checkpoint was written" + ("; give fit a directory" if checkpoints.directory is None else " yet")
     where = f"step {step + 1} of {len(plan)} (epoch {plan[step][0]})"
     return f"{str(error) or 'stopped'} in {where}; the model holds {holds}; {on}"

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModel
 
 from mtl_helpers import SentenceEncoder, load_public
 from mtl_helpers import encoder as module
-from mtl_helpers.encoder import POOLINGS, bfloat16_is_fast, pool
+from mtl_helpers.encoder import POOLINGS, Dropout, bfloat16_is_fast, pool
 from mtl_helpers.minilm import SHA256, find_minilm, sha256_of
 
 ODD = {
@@ -423,3 +423,20 @@ def test_what_calls_itself_minilm_must_be_it(published):
     impostor = published.rename(published.with_name("all-MiniLM-L6-v2"))
     with pytest.raises(ValueError, match=f"expected {SHA256}"):
         SentenceEncoder.from_pretrained(impostor)
+
+
+def test_dropout_is_that_of_torch(tiny):
+    """Drops its share, keeps the mean, drops the same in the gradient, and is what the backbone uses."""
+    torch.manual_seed(0)
+    layer, x = Dropout(0.1), torch.ones(1000, 1001, requires_grad=True)
+    found = layer(x)
+    found.sum().backward()
+    assert (found == 0).float().mean().item() == pytest.approx(26 / 256, abs=2e-3)  # 0.1 in steps of 1/256
+    assert found.mean().item() == pytest.approx(1, abs=2e-3)
+    assert torch.equal(x.grad, found.detach())
+    by_row, by_column = (found == 0).float().mean(1), (found == 0).float().mean(0)
+    assert max((by_row - 0.1016).abs().max(), (by_column - 0.1016).abs().max()) < 0.05  # no place is favoured
+    assert not torch.equal(layer(x), found)
+    assert torch.equal(layer.eval()(x), x) and torch.equal(Dropout(0.0)(x), x) and not Dropout(1.0)(x).any()
+    assert layer.train()(x.bfloat16()).dtype == torch.bfloat16
+    assert {type(module) for module in tiny.backbone.modules() if isinstance(module, torch.nn.Dropout)} == {Dropout}

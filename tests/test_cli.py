@@ -1,0 +1,548 @@
+"""The command line: what a user types, what comes back, and what is said when something is wrong."""
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mtl_helpers import TASKS, MultiTaskModel, evaluate, load_corpus, training
+from mtl_helpers.__main__ import main
+from mtl_helpers.corpus import DATA
+
+ROOT = Path(__file__).resolve().parent.parent
+ODD = [
+    "Could Ana Duarte send the minutes to Łódź?",
+    "",
+    "   ",
+    '😀 שלום, "quoted"; e\u0301 \u200b [SEP]',
+    "one line \u2028 to \x0b us \x85 still",
+    "a tab\tand a carriage\rreturn and a NUL \0",
+    "-5 degrees in Oslo",
+    "word " * 10_000,
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 short rows of the corpus: 40 to train on, 10 for validation, 10 for the test."""
+    rows = pd.read_csv(DATA / "sentences.csv", dtype=str, keep_default_na=False)
+    rows = rows[rows["text"].str.len() < 60]
+    parts = [rows[rows["split"] == split].head(n) for split, n in (("train", 40), ("validation", 10), ("test", 10))]
+    path = tmp_path_factory.mktemp("data") / "sixty.csv"
+    pd.concat(parts).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def unsplit(data: Path) -> Path:
+    """The same without a column split."""
+    path = data.with_name("unsplit.csv")
+    pd.read_csv(data, dtype=str, keep_default_na=False).drop(columns="split").to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny_dir(family_dirs: dict[str, Path]) -> Path:
+    return family_dirs["bert"]
+
+
+def train(data: Path, output: Path, tiny_dir: Path, *more: str) -> int:
+    settings = ["--epochs", "2", "--learning-rate", "0.001", "--backbone", str(tiny_dir)]
+    return main(["train", str(data), "--output", str(output), *settings, *more])
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an uninterrupted run leaves."""
+    output = tmp_path_factory.mktemp("trained") / "model"
+    assert train(data, output, tiny_dir) == 0
+    return output
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(trained, tmp_path / "copied"))
+
+
+def type_in(monkeypatch: pytest.MonkeyPatch, raw: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8"))
+
+
+def refused(capsys: pytest.CaptureFixture) -> str:
+    """The one error on standard error."""
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == "" and "Traceback" not in err
+    assert [line.startswith("error: ") for line in lines].count(True) == 1
+    message = err[err.index("error: ") :].splitlines()
+    assert all(line.startswith("  ") for line in message[1:]), f"something follows the error:\n{err}"
+    return err
+
+
+# ------------------------------------------------------------------------------------------------ one after another
+
+
+def test_train_writes_model_history_and_scores(data, trained, tiny_dir):
+    assert {path.name for path in trained.iterdir()} >= {"tasks.json", "checkpoints", "history.csv", "evaluation.csv"}
+    model = MultiTaskModel.from_pretrained(trained)
+    assert model.tasks == TASKS
+    history = pd.read_csv(trained / "history.csv")
+    assert history["epoch"].tolist() == [1] * 4 + [2] * 4
+    expected = evaluate(model, load_corpus(data, split="test"))
+    pd.testing.assert_frame_equal(pd.read_csv(trained / "evaluation.csv"), expected)
+
+
+def test_the_printed_table_is_aligned_and_alone_on_stdout(data, copied, tiny_dir, capsys):
+    assert train(data, copied, tiny_dir) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0].split() == ["task", "metric", "value", "low", "high", "texts"]
+    assert len(lines) == 1 + 3 * 2 + 3 and len({len(line) for line in lines}) == 1
+    assert "training on 40 texts" in err and f"saved in {copied}" in err and "scoring 10 texts (split test)" in err
+
+
+def test_evaluate_gives_the_table_of_training(data, trained, capsys, tmp_path):
+    assert main(["evaluate", str(trained), str(data), "--output", str(tmp_path / "scores.csv")]) == 0
+    out = capsys.readouterr().out
+    again, first = pd.read_csv(tmp_path / "scores.csv"), pd.read_csv(trained / "evaluation.csv")
+    pd.testing.assert_frame_equal(again, first)
+    assert len(out.splitlines()) == 1 + len(first)
+    assert f"{first['value'][0]:.3f}" in out.splitlines()[1]
+
+
+@pytest.mark.parametrize(("split", "texts"), [("train", 40), ("validation", 10), ("test", 10), ("all", 60)])
+def test_evaluate_scores_the_split_asked_for(split: str, texts: int, data, trained, capsys):
+    assert main(["evaluate", str(trained), str(data), "--split", split]) == 0
+    out, err = capsys.readouterr()
+    assert f"scoring {texts} texts (split {split})" in err
+    assert out.splitlines()[1].split()[-1] == str(texts)
+
+
+def test_a_file_without_splits_is_scored_whole(unsplit, trained, capsys):
+    assert main(["evaluate", str(trained), str(unsplit)]) == 0
+    assert "scoring 60 texts (split all: the file has no column split)" in capsys.readouterr().err
+
+
+def test_rows_trained_on_are_not_scored_by_accident(unsplit, tiny_dir, tmp_path, capsys):
+    assert train(unsplit, tmp_path / "model", tiny_dir) == 0
+    first = capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "model"), str(unsplit)]) == 0
+    out, err = capsys.readouterr()
+    assert out == first
+    assert "split test: the part of this file that training kept aside" in err
+
+
+def test_own_tasks(tiny_dir, tmp_path, capsys):
+    path = tmp_path / "reviews.csv"
+    moods, shops, dishes = ("good", "bad", "10"), ("A", "B", ""), ('[[0, 4, ""DISH""]]', "[]", "")
+    rows = [f'Soup number {i},{moods[i % 3]},{shops[i % 3]},"{dishes[i % 3]}"' for i in range(30)]
+    path.write_text("\n".join(["text,mood,shop,food", *rows]), encoding="utf-8")
+    tasks = ["--task", "shop", "--task", "mood=good, bad,10", "--token-task", "food=DISH,DRINK"]
+    assert train(path, tmp_path / "model", tiny_dir, *tasks) == 0
+    model = MultiTaskModel.from_pretrained(tmp_path / "model")
+    found = [(task.name, task.labels, task.level) for task in model.tasks]
+    assert found == [
+        ("shop", ("A", "B"), "sentence"),  # in order; an empty cell is no label
+        ("mood", ("good", "bad", "10"), "sentence"),
+        ("food", ("DISH", "DRINK"), "token"),
+    ]
+    assert "shop: A, B; mood: good, bad, 10; food: DISH, DRINK" in capsys.readouterr().err
+
+
+def test_tasks_of_the_course_that_the_file_lacks_are_left_out(unsplit, tiny_dir, tmp_path):
+    rows = pd.read_csv(unsplit, dtype=str, keep_default_na=False)
+    rows[["text", "sentiment", "entities"]].to_csv(tmp_path / "two.csv", index=False)
+    assert train(tmp_path / "two.csv", tmp_path / "model", tiny_dir) == 0
+    assert MultiTaskModel.from_pretrained(tmp_path / "model").tasks == TASKS[2:]
+
+
+def test_a_file_without_test_labels_is_trained_on_all_the_same(data, tiny_dir, tmp_path, capsys):
+    rows = pd.read_csv(data, dtype=str, keep_default_na=False)
+    rows[rows["split"] != "test"].to_csv(tmp_path / "few.csv", index=False)
+    assert train(tmp_path / "few.csv", tmp_path / "model", tiny_dir) == 0
+    out, err = capsys.readouterr()
+    assert out == "" and "no labelled row in the split test" in err
+    MultiTaskModel.from_pretrained(tmp_path / "model")
+
+
+# ---------------------------------------------------------------------------------------------------------- predict
+
+
+def read_back(out: str, format: str) -> list[dict]:
+    if format == "jsonl":
+        return [json.loads(line) for line in out.removesuffix("\n").split("\n")]
+    rows = list(csv.DictReader(io.StringIO(out, newline="")))
+    return [{**row, "entities": json.loads(row["entities"])} for row in rows]
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl"])
+@pytest.mark.parametrize("source", ["arguments", "stdin"])
+def test_one_row_per_text_in_order(source: str, format: str, trained, capsys, monkeypatch):
+    if source == "stdin":
+        type_in(monkeypatch, "\n".join(ODD).encode() + b"\n")
+        assert main(["predict", str(trained), "--format", format]) == 0
+    else:
+        assert main(["predict", str(trained), *ODD, "--format", format]) == 0
+    out, err = capsys.readouterr()
+    rows = read_back(out, format)
+    assert [row["text"] for row in rows] == ODD
+    expected = MultiTaskModel.from_pretrained(trained).predict
+    with pytest.warns(UserWarning, match="1 texts were cut"):
+        expected = expected(ODD)
+    assert [row["topic"] for row in rows] == expected["topic"].tolist()
+    assert [row["entities"] for row in rows] == [[list(span) for span in spans] for spans in expected["entities"]]
+    for row, probability in zip(rows, expected["sentiment_probability"], strict=True):
+        assert float(row["sentiment_probability"]) == pytest.approx(probability, abs=6e-5)
+        assert len(str(row["sentiment_probability"])) <= 6
+    assert err.startswith("warning: 1 texts were cut") and err.count("\n") == 1
+
+
+def test_csv_has_the_columns_of_predict(trained, capsys, monkeypatch):
+    type_in(monkeypatch, b"")
+    assert main(["predict", str(trained)]) == 0
+    columns = MultiTaskModel.from_pretrained(trained).predict(["x"]).columns
+    assert capsys.readouterr().out == ",".join(columns) + "\n"
+
+
+def test_no_lines_no_objects(trained, capsys, monkeypatch):
+    type_in(monkeypatch, b"")
+    assert main(["predict", str(trained), "--format", "jsonl"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("raw", "texts"),
+    [
+        (b"a\nb", ["a", "b"]),
+        (b"a\r\n\r\nb\r\n", ["a", "", "b"]),
+        (b"\n", [""]),
+        (b"\xef\xbb\xbfa\n\n", ["a", ""]),
+        (b"\n" * 1030, [""] * 1030),  # more than are read at a time
+    ],
+    ids=["no end", "Windows", "one empty", "byte order mark", "many"],
+)
+def test_lines(raw: bytes, texts: list[str], trained, capsys, monkeypatch):
+    type_in(monkeypatch, raw)
+    assert main(["predict", str(trained), "--format", "jsonl"]) == 0
+    assert [row["text"] for row in read_back(capsys.readouterr().out, "jsonl")] == texts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (["--format", "jsonl", "{model}", "a", "b"], ["a", "b"]),
+        (["{model}", "--format", "jsonl", "a", "b"], ["a", "b"]),
+        (["{model}", "a", "--format", "jsonl", "b"], ["a", "b"]),
+        (["{model}", "--format", "jsonl", "-5 degrees"], ["-5 degrees"]),
+        (["{model}", "--format", "jsonl", "a", "--", "-b", "--format"], ["a", "-b", "--format"]),
+    ],
+)
+def test_texts_and_options_in_any_order(arguments: list[str], texts: list[str], trained, capsys):
+    assert main(["predict", *(str(trained) if a == "{model}" else a for a in arguments)]) == 0
+    assert [row["text"] for row in read_back(capsys.readouterr().out, "jsonl")] == texts
+
+
+# --------------------------------------------------------------------------------------------------- stop and go on
+
+
+def test_stopped_and_started_again(data, trained, tiny_dir, tmp_path, capsys, monkeypatch):
+    real, calls = training.train_step, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == steps + 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    # one epoch of the same run; its checkpoint lies at the end of each epoch
+    steps = min(int(path.stem.removeprefix("step-")) for path in (trained / "checkpoints").glob("step-*"))
+    output = tmp_path / "model"
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_step", interrupted)
+        assert train(data, output, tiny_dir) == 130
+    out, err = capsys.readouterr()
+    assert out == "" and "Traceback" not in err
+    assert f"stopped in step {steps + 2} of {2 * steps}" in err and "give the same command again" in err
+    assert main(["predict", str(output), "x"]) == 1  # half a run leaves no model
+    assert "error: " in capsys.readouterr().err
+
+    assert train(data, output, tiny_dir) == 0
+    out, err = capsys.readouterr()
+    assert f"going on from step {steps} " in err
+    same_result(output, trained)
+
+
+def same_result(first: Path, second: Path) -> None:
+    for name in ("model.safetensors", "heads.safetensors"):
+        mine, theirs = load_file(first / name), load_file(second / name)
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+    for name in ("history.csv", "evaluation.csv"):
+        assert (first / name).read_text() == (second / name).read_text()
+
+
+def test_a_finished_run_is_not_run_again(data, trained, copied, tiny_dir, capsys, monkeypatch):
+    monkeypatch.setattr(training, "train_step", lambda *_: pytest.fail("trained again"))
+    assert train(data, copied, tiny_dir) == 0
+    assert "going on from step" in capsys.readouterr().err
+    same_result(copied, trained)
+
+
+def test_the_seed_decides(data, trained, tiny_dir, tmp_path):
+    assert train(data, tmp_path / "same", tiny_dir, "--seed", "0") == 0
+    same_result(tmp_path / "same", trained)
+    assert train(data, tmp_path / "other", tiny_dir, "--seed", "1") == 0
+    mine, theirs = (load_file(path / "heads.safetensors") for path in (tmp_path / "other", trained))
+    assert not torch.equal(mine["topic.1.weight"], theirs["topic.1.weight"])
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(data, trained, copied, tiny_dir, capsys):
+    newest = max((copied / "checkpoints").glob("step-*"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert train(data, copied, tiny_dir) == 0
+    warning = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warning) == 1 and newest.name in warning[0]
+    same_result(copied, trained)
+
+
+def test_checkpoints_that_are_all_damaged_are_an_error(data, copied, tiny_dir, capsys):
+    for path in (copied / "checkpoints").glob("step-*"):
+        path.write_bytes(path.read_bytes()[:1000])
+    assert train(data, copied, tiny_dir) == 1
+    assert "no usable checkpoint" in refused(capsys)
+
+
+@pytest.mark.parametrize("change", [["--epochs", "3"], ["--head-learning-rate", "0.5"], ["--seed", "3"]], ids=str)
+def test_checkpoints_of_another_run_are_refused(change: list[str], data, copied, tiny_dir, capsys):
+    assert train(data, copied, tiny_dir, *change) == 1
+    assert "belong" in refused(capsys)
+
+
+def test_checkpoints_of_another_backbone_are_refused(data, copied, tiny_dir, tmp_path, capsys):
+    torch.manual_seed(9)
+    backbone = MultiTaskModel.from_pretrained(copied).encoder.backbone
+    shutil.copytree(tiny_dir, tmp_path / "bert")
+    for parameter in backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    backbone.save_pretrained(tmp_path / "bert")
+    assert train(data, copied, tmp_path / "bert") == 1
+    assert "started from other weights" in refused(capsys)
+
+
+# ----------------------------------------------------------------------------------------------------- what is wrong
+
+
+BAD_FILES = {
+    "missing": (None, "no such file"),
+    "empty": ("", "found"),
+    "header only": ("text,topic\n", "found"),
+    "no text column": ("sentence,topic\nHello.,sports\n", "column text"),
+    "no task column": ("text,colour\nHello.,red\n", "--task NAME declares a column of your own"),
+    "unknown label": ("text,topic\nHello.,spotrs\n", "did you mean 'sports'?"),
+    "span outside": ('text,entities\nHello.,"[[0, 99, ""PER""]]"\n', "line 2, column entities"),
+    "too few rows": ("text,topic\nHello.,sports\n", "found no row for validation"),
+    "nothing to validate on": ("text,topic,split\nHello.,sports,train\nBye.,sports,train\n", "no row for validation"),
+    "no labels": ("text,topic\n" + "\n".join(f"Hello {i}.," for i in range(20)), "found no label"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_FILES)
+def test_bad_files(what: str, tiny_dir, tmp_path, capsys):
+    content, message = BAD_FILES[what]
+    path = tmp_path / "bad.csv"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    assert train(path, tmp_path / "model", tiny_dir) == 1
+    assert message in refused(capsys)
+
+
+def test_a_file_that_is_not_utf_8(tiny_dir, tmp_path, capsys):
+    (tmp_path / "bad.csv").write_bytes("text,topic\nCafé,sports\n".encode("latin-1"))
+    assert train(tmp_path / "bad.csv", tmp_path / "model", tiny_dir) == 1
+    assert "save the file as UTF-8" in refused(capsys)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [("colour", "found no column colour among id, text"), ("text_kind", "found 1 different"), ("text_id", "found 101")],
+)
+def test_columns_that_are_no_task(column: str, message: str, tiny_dir, tmp_path, capsys):
+    path = tmp_path / "own.csv"
+    path.write_text("id,text,text_kind,text_id\n" + "".join(f"{i},Hello {i}.,note,t{i}\n" for i in range(101)))
+    assert train(path, tmp_path / "model", tiny_dir, "--task", column) == 1
+    assert message in refused(capsys)
+
+
+def test_training_that_blows_up(data, tiny_dir, tmp_path, capsys):
+    assert train(data, tmp_path / "model", tiny_dir, "--learning-rate", "1e30", "--epochs", "4") == 1
+    assert "loss" in (error := refused(capsys)) or "gradient" in error
+
+
+def test_an_output_that_is_a_file(data, tiny_dir, capsys):
+    assert train(data, data, tiny_dir) == 1
+    refused(capsys)
+
+
+def test_a_backbone_that_is_none(data, tmp_path, capsys):
+    assert train(data, tmp_path / "model", tmp_path) == 1
+    assert "config.json" in refused(capsys)
+
+
+DAMAGE = {
+    "weights": lambda model: (model / "model.safetensors").write_bytes(b"\0" * 100),
+    "heads": lambda model: (model / "heads.safetensors").unlink(),
+    "tasks": lambda model: (model / "tasks.json").write_text('{"tasks": '),
+    "tasks of another kind": lambda model: (model / "tasks.json").write_text("{}"),
+    "settings": lambda model: (model / "encoder.json").unlink(),
+    "no model": lambda model: (model / "tasks.json").unlink(),
+    "no folder": shutil.rmtree,
+}
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damaged_models(what: str, command: str, copied, data, capsys):
+    DAMAGE[what](copied)
+    assert main([command, str(copied), str(data)]) == 1
+    assert str(copied) in refused(capsys)
+
+
+def test_evaluate_refuses_what_it_cannot_score(copied, tmp_path, capsys):
+    path = tmp_path / "new.csv"
+    path.write_text("text,topic,split\nHello.,sports,train\n")
+    assert main(["evaluate", str(copied), str(path)]) == 1
+    assert "found no row with the split test; --split all takes every row" in refused(capsys)
+    path.write_text("text,topic\nHello.,\n")
+    assert main(["evaluate", str(copied), str(path)]) == 1
+    assert "found no label" in capsys.readouterr().err
+    path.write_text("text,topic\nHello.,weather\n")
+    assert main(["evaluate", str(copied), str(path)]) == 1
+    assert "line 2, column topic" in refused(capsys)
+
+
+def test_standard_input_that_is_not_utf_8(trained, capsys, monkeypatch):
+    type_in(monkeypatch, b"good\nCaf\xe9\n")
+    assert main(["predict", str(trained), "--format", "jsonl"]) == 1
+    assert "error: standard input, line 2: found byte 0xe9, expected UTF-8" in refused(capsys)
+
+
+def test_ctrl_c_outside_training(trained, capsys, monkeypatch):
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MultiTaskModel, "predict", pressed)
+    assert main(["predict", str(trained), "x"]) == 130
+    assert capsys.readouterr() == ("", "stopped\n")
+
+
+# ------------------------------------------------------------------------------------------------------------- usage
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fly"],
+        ["train"],
+        ["train", "data.csv"],
+        ["train", "data.csv", "--output", "x", "--epochs", "many"],
+        ["train", "data.csv", "--output", "x", "--epochs", "0"],
+        ["train", "data.csv", "--output", "x", "--learning-rate", "nan"],
+        ["train", "data.csv", "--output", "x", "--seed", "-1"],
+        ["train", "data.csv", "--output", "x", "--task", "mood=good"],
+        ["train", "data.csv", "--output", "x", "--task", "mood="],
+        ["train", "data.csv", "--output", "x", "--task", "my mood"],
+        ["train", "data.csv", "--output", "x", "--task", "text=a,b"],
+        ["train", "data.csv", "--output", "x", "--token-task", "food"],
+        ["train", "data.csv", "--output", "x", "--token-task", "food=A,A"],
+        ["train", "data.csv", "more.csv", "--output", "x"],
+        ["evaluate", "model"],
+        ["evaluate", "model", "data.csv", "--split", "dev"],
+        ["predict"],
+        ["predict", "model", "--format", "xml"],
+        ["predict", "model", "--loud", "x"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage(arguments: list[str], capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "usage: python -m mtl_helpers" in err and "error: " in err
+
+
+def test_no_command_shows_the_help(capsys):
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "train a model on a CSV and save it" in err
+
+
+OPTIONS = {
+    "train": "DATA.csv --output --epochs --learning-rate --head-learning-rate --seed --backbone --task --token-task",
+    "evaluate": "DIR DATA.csv --split --output",
+    "predict": "DIR TEXT --format",
+}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_names_every_option_with_examples_and_defaults(command: str, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    explained = out[out.index("positional arguments:") :]
+    assert all(f"  {option}" in explained for option in OPTIONS[command].split())
+    examples = [line for line in out.splitlines() if line.startswith(f"  python -m mtl_helpers {command} ")]
+    assert len(examples) == 2
+    assert "(default:" in explained and "None" not in out
+
+
+def test_the_shape_of_the_csv_shown_in_the_help_is_right(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("  text,topic,entities")
+    (tmp_path / "shown.csv").write_text("\n".join(line.strip() for line in lines[start : start + 3]), encoding="utf-8")
+    rows = load_corpus(tmp_path / "shown.csv")
+    text, spans = rows["text"][0], rows["entities"][0]
+    assert [text[start:end] for start, end, _ in spans] == ["Ana Duarte", "Oslo"]
+    assert rows["topic"].tolist() == ["business", "sports"] and rows["entities"][1] is None
+
+
+# -------------------------------------------------------------------------------------------------- as a real program
+
+
+def test_the_package_is_a_program():
+    command = [sys.executable, "-m", "mtl_helpers", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "python -m mtl_helpers train" in done.stdout and done.stderr == ""
+
+
+def test_a_reader_that_stops_reading_gets_no_traceback(trained, tmp_path):
+    lines = "A line that is long enough to fill the pipe sooner or later, for sure.\n" * 5000
+    (tmp_path / "lines.txt").write_text(lines)
+    command = f"{sys.executable} -m mtl_helpers predict {trained} < {tmp_path / 'lines.txt'} | head -n 1"
+    done = subprocess.run(command, cwd=ROOT, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("text,topic,") and done.stderr == ""
+
+
+def test_the_accelerator_is_used_where_there_is_one(monkeypatch):
+    from mtl_helpers.__main__ import device
+
+    def accelerator(check_available: bool = False) -> torch.device | None:
+        return None if check_available and not there else torch.device("cuda")  # PyTorch may be built for one
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", accelerator)
+    there = True
+    assert device() == torch.device("cuda")
+    there = False
+    assert device() == torch.device("cpu")
