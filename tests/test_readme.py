@@ -1,10 +1,15 @@
 """The README: its figure is the committed notebook's, its links lead somewhere, its commands exist."""
 
 import re
+import shlex
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import readme
+
+import mtl_helpers
+from mtl_helpers.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,8 +37,31 @@ def test_make_commands_exist(target: str):
     assert f"make {target}" in TEXT
 
 
-def test_python_example_runs(capsys: pytest.CaptureFixture[str]):
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: pd.DataFrame) -> pd.DataFrame:
+    """A folder to write into, and a corpus of 60 sentences instead of the whole one."""
+    few = corpus.groupby("split").head(20)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mtl_helpers, "load_corpus", lambda: few)
+    return few
+
+
+def test_python_example_runs(elsewhere: pd.DataFrame):
     examples = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     assert examples
     for example in examples:
-        exec(compile(example, "README.md", "exec"), {})
+        names: dict = {}
+        exec(compile(example, "README.md", "exec"), names)
+    assert set(names["scores"]["task"]) == {task.name for task in mtl_helpers.TASKS}
+    assert mtl_helpers.MultiTaskModel.from_pretrained("model").predict(["Behold!"]).shape == (1, 8)
+
+
+def test_shell_example_runs(elsewhere: pd.DataFrame, capsys: pytest.CaptureFixture[str]):
+    own = elsewhere[["text", "register", "sentiment"]].set_axis(["text", "urgency", "mood"], axis=1)
+    own.to_csv("yours.csv", index=False)
+    own[:20].to_csv("newer.csv", index=False)
+    lines = re.findall(r"^python -m mtl_helpers (.+)$", TEXT, re.MULTILINE)
+    assert [line.split()[0] for line in lines] == ["train", "evaluate", "predict"]
+    for line in lines:
+        assert main(shlex.split(line)) == 0
+    assert "Could Ana Duarte send the minutes?," in capsys.readouterr().out
