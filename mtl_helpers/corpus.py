@@ -397,10 +397,11 @@ class _NotebookLine:
     def write(self, text: str) -> None:
         from IPython.display import Pretty, display
 
-        if self.handle is None and text.strip():
-            self.handle = display(Pretty(text.strip()), display_id=True)
+        shown = text.replace("\x1b[A", "").strip()  # a bar inside another one moves the cursor about
+        if self.handle is None and shown:
+            self.handle = display(Pretty(shown), display_id=True)
         elif self.handle is not None:
-            self.handle.update(Pretty(text.strip()))
+            self.handle.update(Pretty(shown))
 
     def flush(self) -> None:
         pass

@@ -107,18 +107,18 @@ def headline(figure: Figure, text: str) -> None:
 
 def draw_history(epochs: pd.DataFrame, best: int) -> Figure:
     """Losses (dashed: train) and validation scores by epoch, from `History.to_frame()`, the best epoch marked."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
     for (task, rows), spare in zip(epochs.groupby("task", sort=False), itertools.cycle(PALETTE)):
         colour = TASK_COLOURS.get(task, spare)
         left.plot(rows["epoch"], rows["train_loss"], "--", color=colour)
         left.plot(rows["epoch"], rows["validation_loss"], color=colour)
-        right.plot(rows["epoch"], rows["score"], "o-", color=colour, label=task, markersize=4)
-    left.set(xlabel="epoch", ylabel="loss per label [nats]", yscale="log", title="loss (dashed: training)")
+        right.plot(rows["epoch"], rows["score"], "o-", color=colour, label=task.replace("_", " "), markersize=4)
+    left.set(xlabel="epoch", ylabel="loss per label (nats)", yscale="log", title="loss (dashed: training)")
     right.set(xlabel="epoch", ylabel="F1 on validation", title=f"score (best mean: epoch {best})")
     right.axvline(best, color=GREY, linestyle=":")
     for ax in (left, right):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.legend(loc="lower right")
+    right.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     plt.close(figure)  # returned, so a notebook shows it once
     return figure
 

@@ -50,12 +50,14 @@ def notebooks(root: Path = ROOT) -> list[Path]:
 
 
 def tidy(notebook: NotebookNode) -> NotebookNode:
-    """Drops what differs from run to run (times, patch versions) and joins a stream's pieces, in place."""
+    """Drops what differs from run to run (times, versions) or is empty, joins the pieces of a stream; in place."""
     notebook.metadata = NotebookNode(kernelspec=NotebookNode(KERNEL), language_info=NotebookNode(name="python"))
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
         cell.metadata.pop("execution", None)
         outputs: list[NotebookNode] = []
         for output in cell.outputs:
+            if output.get("data", {}).keys() == {"text/plain"} and not output.data["text/plain"]:
+                continue  # what a progress bar leaves when it is done
             if output.output_type == "stream" and outputs and outputs[-1].get("name") == output.name:
                 outputs[-1].text += output.text
             else:
