@@ -418,7 +418,9 @@ def progress(items: Iterable, label: str, total: int | None = None) -> tqdm:
         total,
         leave=False,
         delay=2,
-        ncols=90,
+        bar_format="{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        ncols=120 if in_notebook else None,
+        dynamic_ncols=not in_notebook,
         disable=quiet,
         file=_NotebookLine() if in_notebook else None,
     )
