@@ -64,7 +64,7 @@ class TrainingConfig:
     """
 
     epochs: int = 5
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-4
     head_learning_rate: float = 1e-3
     optimizer: Literal["adamw", "adam"] = "adamw"
     weight_decay: float = 0.01
