@@ -20,7 +20,7 @@ from typing import Literal
 import pandas as pd
 import torch
 
-from .corpus import SPLITS, CorpusError, _read_rows, load_corpus
+from .corpus import SPLITS, CorpusError, read_rows, load_corpus
 from .encoder import SentenceEncoder, read_json, write_json
 from .evaluation import evaluate
 from .multitask import MultiTaskModel
@@ -210,7 +210,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     """Score a saved model."""
     model, path = MultiTaskModel.from_pretrained(options.model).to(device()), Path(options.data)
     rows, split, why = load_corpus(path, tasks=model.tasks), options.split or "test", ""
-    if options.split is None and "split" not in _read_rows(path)[0]:
+    if options.split is None and "split" not in read_rows(path)[0]:
         trained_on = read_run(Path(options.model)).get("data") == file_hash(path)
         split = "test" if trained_on else "all"
         why = ": the part of this file that training kept aside" if trained_on else ": the file has no column split"
@@ -252,7 +252,7 @@ def find_tasks(path: Path, declared: list[tuple[str, tuple[str, ...] | None, str
 
     Raises CorpusError for a column that isn't there or whose values are no labels.
     """
-    header, rows, _ = _read_rows(path)
+    header, rows, _ = read_rows(path)
     tasks = []
     for name, labels, level in declared:
         if name not in header:

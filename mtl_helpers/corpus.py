@@ -64,7 +64,7 @@ def load_corpus(
     if split not in (None, *SPLITS):
         raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
     path = Path(path) if path is not None else DATA / "sentences.csv"
-    header, rows, problems = _read_rows(path)
+    header, rows, problems = read_rows(path)
     wrong = _check_header(header, tasks)
     _refuse(path, wrong + problems if wrong else [])  # without its columns a file can't be read any further
     present = [task for task in tasks if task.name in header]
@@ -153,7 +153,7 @@ def load_public(name: str) -> pd.DataFrame:
     return pd.read_csv(path, header=None, names=["sentence_1", "sentence_2", "score"])
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], list[tuple[int, str]]]:
+def read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], list[tuple[int, str]]]:
     """Header, (line, cells) of each row, and (line, problem) of each ragged row."""
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no such file"
