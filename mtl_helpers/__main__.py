@@ -20,7 +20,7 @@ from typing import Literal
 import pandas as pd
 import torch
 
-from .corpus import SPLITS, CorpusError, read_rows, load_corpus
+from .corpus import SPLITS, CorpusError, load_corpus, read_rows
 from .encoder import SentenceEncoder, read_json, write_json
 from .evaluation import evaluate
 from .multitask import MultiTaskModel
