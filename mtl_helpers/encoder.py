@@ -105,7 +105,7 @@ class SentenceEncoder(nn.Module):
         self.pooling, self.layers, self.normalize, self.max_length = pooling, layers, normalize, max_length
         self.projection = None
         if projection is not None:
-            parts = nn.Linear(width, projection), nn.Tanh(), nn.LayerNorm(projection), Dropout(0.1)
+            parts = nn.Linear(width, projection), nn.Tanh(), nn.LayerNorm(projection), nn.Dropout(0.1)
             self.projection = nn.Sequential(*parts)
         self.dim = projection or width
         for module in list(backbone.modules()):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .corpus import collate, length_batches, progress, tokenize
-from .encoder import SETTINGS, Dropout, SentenceEncoder, hashes, inference, read_json, replacing, write_json
+from .encoder import SETTINGS, SentenceEncoder, hashes, inference, read_json, replacing, write_json
 from .minilm import check_sha256
 from .tasks import IGNORE, TASKS, Task
 
@@ -28,8 +28,8 @@ def make_head(width: int, classes: int, kind: str = "linear", dropout: float = 0
     """
     if kind not in ("linear", "mlp"):
         raise ValueError(f"head is {kind!r}, expected 'linear' or 'mlp'")
-    hidden = [nn.Linear(width, width), nn.GELU(), Dropout(dropout)] if kind == "mlp" else []
-    return nn.Sequential(Dropout(dropout), *hidden, nn.Linear(width, classes))
+    hidden = [nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout)] if kind == "mlp" else []
+    return nn.Sequential(nn.Dropout(dropout), *hidden, nn.Linear(width, classes))
 
 
 class MultiTaskModel(nn.Module):
