@@ -328,8 +328,9 @@ def fit(
         history, best, first = _restore(model, optimizer, *found)
     start = time.perf_counter() - (history.steps[-1]["seconds"] if history.steps else 0.0)
     step, epoch = first, 0
+    bar = progress(range(first, len(plan)), "train")
     try:
-        for step in (bar := progress(range(first, len(plan)), "train")):
+        for step in bar:
             new_epoch = epoch != plan[step][0]
             epoch, rows = plan[step]
             if new_epoch and _patience_is_over(history, config):
@@ -364,6 +365,7 @@ def fit(
     except (KeyboardInterrupt, FloatingPointError) as error:
         raise type(error)(_farewell(error, step, plan, history, checkpoints)) from error
     finally:
+        bar.close()
         if best is not None:
             model.load_state_dict(best)
         model.eval()
