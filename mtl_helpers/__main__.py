@@ -23,6 +23,7 @@ import torch
 from .corpus import SPLITS, CorpusError, load_corpus, read_rows
 from .encoder import SentenceEncoder, read_json, write_json
 from .evaluation import evaluate
+from .minilm import sha256_of
 from .multitask import MultiTaskModel
 from .tasks import TASKS, Task
 from .training import TrainingConfig, fit
@@ -211,7 +212,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     model, path = MultiTaskModel.from_pretrained(options.model).to(device()), Path(options.data)
     rows, split, why = load_corpus(path, tasks=model.tasks), options.split or "test", ""
     if options.split is None and "split" not in read_rows(path)[0]:
-        trained_on = read_run(Path(options.model)).get("data") == file_hash(path)
+        trained_on = read_run(Path(options.model)).get("data") == sha256_of(path)
         split = "test" if trained_on else "all"
         why = ": the part of this file that training kept aside" if trained_on else ": the file has no column split"
     rows = rows if split == "all" else rows[rows["split"] == split].reset_index(drop=True)
@@ -290,7 +291,7 @@ def start_or_go_on(output: Path, path: Path, model: MultiTaskModel) -> dict:
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
         digest.update(tensor.numpy().tobytes())
-    now, before = {"data": file_hash(path), "weights": digest.hexdigest()}, read_run(output)
+    now, before = {"data": sha256_of(path), "weights": digest.hexdigest()}, read_run(output)
     steps = sorted((output / "checkpoints").glob("step-*.safetensors"))
     if steps and before.get("weights", now["weights"]) != now["weights"]:
         what = "belong to a run that started from other weights (another --backbone or --seed)"
@@ -340,10 +341,6 @@ def csv_line(values: Iterable) -> str:
 def json_line(row: dict) -> str:
     """A row as a JSON object, numbers with 4 digits."""
     return json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, ensure_ascii=False)
-
-
-def file_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def device() -> torch.device:

@@ -31,32 +31,37 @@ from .multitask import MultiTaskModel
 from .tasks import IGNORE
 
 # Factor of the loss of a token task. Most tokens are O and soon easy, so the mean over all tokens is small and its
-# gradient short: unweighted, the sentence tasks drown it. Measured in notebook 04, which also shows other factors.
+# gradient short. Compared on validation with 1 and 30: data/results/why_entities_suffer.csv, defined in notebook 04.
 TOKEN_WEIGHT = 10.0
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train. The defaults are those that notebook 04 found on the validation data of the course.
+    """How to train. The encoder's rate and TOKEN_WEIGHT were chosen on validation, the rest is common practice.
 
     Args:
-        epochs: passes over the training data.
-        learning_rate: of the encoder at its peak.
+        epochs: passes over the training data. The best of them is kept, so too many cost time rather than quality.
+        learning_rate: of the encoder at its peak. The best of four for the four-task model on the validation data
+            of the course (data/results/one_or_many.csv).
         head_learning_rate: of the heads at its peak: they start from random numbers and have further to go.
         optimizer: "adamw" (decoupled weight decay, Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101) or
             "adam" (the decay is added to the gradient, Kingma and Ba 2015, https://arxiv.org/abs/1412.6980).
         weight_decay: of weight matrices; biases and layer norms are never decayed.
         schedule: of the learning rates behind the warm-up: "linear" or "cosine" to zero, "step" (a tenth for the last
-            third of the steps) or "constant".
+            third of the steps) or "constant". Rates that end at zero let the last steps settle.
         warmup: share of all steps in which the rates rise from zero to their peaks; the first steps of Adam rest on
             few gradients and are the least reliable.
-        max_norm: gradients (of all parameters together) longer than this are scaled down to it; math.inf: never.
-        max_tokens: budget of a batch in tokens, padding included; 512 are about 22 sentences of the corpus.
-        accumulation: batches per optimizer step; the gradient is that of one larger batch.
+        max_norm: gradients (of all parameters together) longer than this are scaled down to it, so that a single odd
+            batch can't do much; math.inf: never.
+        max_tokens: budget of a batch in tokens, padding included; 512 are about 23 sentences of the corpus: more
+            steps in an epoch than a larger budget gives, at little loss of speed.
+        accumulation: batches per optimizer step, for steps larger than the memory allows; the gradient is that of
+            one larger batch.
         task_weights: {task: factor of its loss}. Tasks not named: 1 for sentence tasks, TOKEN_WEIGHT for token tasks.
         precision: of matrix products: "float32", "bfloat16", or "auto", bfloat16 where the device is fast at it.
         patience: training stops after so many epochs without a better score on validation; None: never.
-        checkpoint_every: optimizer steps between checkpoints; there is one at the end of each epoch as well.
+        checkpoint_every: optimizer steps between checkpoints, about a minute on two cores; there is one at the end of
+            each epoch as well.
         seed: of the order of the batches and of dropout. The heads' first weights are drawn before, with the model.
 
     Raises:
