@@ -395,13 +395,14 @@ class _NotebookLine:
         self.handle = None
 
     def write(self, text: str) -> None:
-        from IPython.display import Pretty, display
+        from IPython.display import DisplayHandle, Pretty
 
         shown = text.replace("\x1b[A", "").strip()  # a bar inside another one moves the cursor about
-        if self.handle is None and shown:
-            self.handle = display(Pretty(shown), display_id=True)
-        elif self.handle is not None:
+        if self.handle is not None:
             self.handle.update(Pretty(shown))
+        elif shown:
+            self.handle = DisplayHandle()  # before anything is shown, so that an interruption can't lose it
+            self.handle.display(Pretty(shown))
 
     def flush(self) -> None:
         pass

@@ -357,7 +357,8 @@ def fit(
                     **_count_labels([examples[i] for part in rows for i in part]),
                 }
             )
-            bar.set_postfix_str(" ".join(f"{name} {loss:.2f}" for name, loss in losses.items()))
+            shown = " ".join(f"{name} {loss:.2f}" for name, loss in losses.items())
+            bar.set_postfix_str(shown, refresh=False)  # which would ignore the bar's delay
             epoch_ends = step + 1 == len(plan) or plan[step + 1][0] != epoch
             if epoch_ends:
                 _close_epoch(

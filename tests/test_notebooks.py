@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from difflib import unified_diff
 from html import unescape
 from pathlib import Path
 
 import course
+import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pages
 import pytest
 from nbformat import NotebookNode, v4
+from PIL import Image
 
 NOTEBOOKS = course.notebooks()
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -317,6 +322,43 @@ def test_saving_twice_changes_nothing(tmp_path: Path):
     assert path.read_bytes() == saved
     cell = json.loads(saved)["cells"][1]
     assert cell["id"] == "kept-id" and cell["metadata"] == {} and len(cell["outputs"]) == 2
+
+
+INTERRUPTED = """
+from time import sleep
+from mtl_helpers.corpus import progress
+
+def stop_after(seconds):
+    bar = progress(range(100), "working")
+    for number in bar:
+        bar.set_postfix_str(f"at {number}", refresh=False)
+        sleep(0.1)
+        if number * 0.1 >= seconds:
+            break
+    bar.close()
+"""
+
+
+def test_saved_figures_are_small_and_look_the_same():
+    figure, ax = plt.subplots(dpi=110)
+    ax.imshow(np.add.outer(np.arange(20.0), np.arange(20.0)), cmap="viridis")
+    ax.set_title("twenty by twenty")
+    before = io.BytesIO()
+    figure.savefig(before, format="png")
+    plt.close(figure)
+    cell = v4.new_code_cell("plt.show()")
+    cell.outputs = [v4.new_output("display_data", {"image/png": b64encode(before.getvalue()).decode()})]
+    after = io.BytesIO(b64decode(course.shrink(NotebookNode(cells=[cell])).cells[0].outputs[0].data["image/png"]))
+    old, new = (np.asarray(Image.open(file).convert("RGB"), dtype=int) for file in (before, after))
+    assert len(after.getvalue()) < 0.6 * len(before.getvalue())
+    assert abs(old - new).mean() < 1 and abs(old - new).max() < 40
+
+
+@pytest.mark.parametrize("seconds", [0.3, 3], ids=["before it appears", "after"])
+def test_a_progress_bar_that_is_interrupted_leaves_nothing_behind(tmp_path: Path, seconds: float):
+    cells = [v4.new_code_cell(INTERRUPTED), v4.new_code_cell(f"stop_after({seconds})")]
+    notebook = course.execute(write_notebook(tmp_path / "01.ipynb", *cells))
+    assert notebook.cells[1].outputs == []
 
 
 def test_a_failing_cell_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -8,9 +8,11 @@ python tools/course.py --save 01    also write the outputs back into the noteboo
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 from pages import DATASHEET, index, plain_page, render
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 TITLE = "Multi-task learning with sentence transformers"
@@ -63,6 +66,17 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
             else:
                 outputs.append(output)
         cell.outputs = outputs
+    return notebook
+
+
+def shrink(notebook: NotebookNode) -> NotebookNode:
+    """Stores the figures with palettes of 256 colours, which the eye can't tell and takes a quarter; in place."""
+    for data in (output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])):
+        if "image/png" in data:
+            picture, file = Image.open(io.BytesIO(b64decode(data["image/png"]))), io.BytesIO()
+            few = picture.convert("RGB").quantize(256, kmeans=2, dither=Image.Dither.NONE)
+            few.save(file, "PNG", optimize=True)
+            data["image/png"] = b64encode(file.getvalue()).decode()
     return notebook
 
 
@@ -120,7 +134,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         page.write_text(render(notebook, path, os.path.relpath(site / "index.html", page.parent)), "utf-8")
         entries.append((page.relative_to(site).as_posix(), notebook, seconds))
         if options.save:
-            nbformat.write(notebook, path)
+            nbformat.write(shrink(notebook), path)
         print(f"\r{label} {seconds:.0f} s" if live else f"{seconds:.0f} s", flush=True)
     if not options.names:
         page = site / "index.html"
