@@ -1,4 +1,4 @@
-"""The README: its figure is the committed notebook's, its links lead somewhere, its commands exist."""
+"""The README: its figures and numbers are the committed notebooks', its links lead somewhere, its commands exist."""
 
 import re
 import shlex
@@ -15,9 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_figure_is_the_notebooks():
-    assert readme.FIGURE.read_bytes() == readme.figure()
-    assert f"({readme.FIGURE.relative_to(ROOT).as_posix()})" in TEXT
+def test_figures_and_texts_are_the_notebooks():
+    assert readme.figures() and readme.figures() == {path: path.read_bytes() for path in readme.figures()}
+    assert {path.relative_to(ROOT).as_posix() for path in readme.figures()} == set(re.findall(r"\]\((\S+png)\)", TEXT))
+    assert readme.filled(TEXT) == TEXT
 
 
 def test_local_links_lead_somewhere():
