@@ -1,7 +1,7 @@
 """A thin package behind a notebook course on multi-task learning with sentence transformers.
 
 Read the modules in the order in which the course meets them: tasks, corpus, minilm, encoder, multitask,
-evaluation, sweeps; figures holds the house style.
+evaluation, freezing, training, sweeps; figures holds the house style.
 """
 
 import warnings
@@ -13,6 +13,7 @@ with warnings.catch_warnings():
 from .corpus import CorpusError, load_challenge, load_corpus, load_pairs, load_public
 from .encoder import SentenceEncoder
 from .evaluation import evaluate
+from .freezing import freeze, trainable_summary
 from .multitask import MultiTaskModel
 from .tasks import TASKS, Task
 from .training import History, TrainingConfig, fit
@@ -27,8 +28,10 @@ __all__ = [
     "TrainingConfig",
     "evaluate",
     "fit",
+    "freeze",
     "load_challenge",
     "load_corpus",
     "load_pairs",
     "load_public",
+    "trainable_summary",
 ]

@@ -370,7 +370,8 @@ def collate(examples: Sequence[dict], pad_id: int) -> dict:
 
     Returns:
         `input_ids` and `attention_mask` (1 for tokens, 0 for padding), both (B, T), and, where the examples
-        are labelled, `labels`: {task: (B,) for a sentence task, (B, T) for a token task}, IGNORE for padding.
+        are labelled, `labels`: {task: (B,) for a sentence task, (B, T) for a token task}, IGNORE for padding;
+        where they have cached features (`freezing.cache_states`), `states` (B, T, H) and `frozen_layers`.
     """
     width = max(len(example["input_ids"]) for example in examples)
 
@@ -385,6 +386,9 @@ def collate(examples: Sequence[dict], pad_id: int) -> dict:
             name: padded(column, IGNORE) if isinstance(column[0], list) else torch.tensor(column)
             for name, column in columns.items()
         }
+    if "states" in examples[0]:
+        batch["frozen_layers"] = examples[0]["frozen_layers"]
+        batch["states"] = torch.nn.utils.rnn.pad_sequence([example["states"] for example in examples], True)
     return batch
 
 

@@ -168,9 +168,28 @@ class SentenceEncoder(nn.Module):
         """
         device = self.backbone.device
         ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
-        states = self.backbone(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+        if "states" in batch:  # of a frozen lower part, computed before
+            states = self._from_layer(batch["frozen_layers"], batch["states"].to(device), ids, mask)
+        else:
+            states = self.backbone(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
         vectors = pool(states, mask, self.pooling, self.layers)
         return (vectors if self.projection is None else self.projection(vectors)), states
+
+    def _from_layer(self, depth: int, states: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """Hidden states from layer `depth` upwards; `states` are those of layer `depth`, nothing below is computed."""
+        layers = layers_of(self.backbone)
+        if depth == len(layers):
+            return (states,)
+        owner = next(module for module in self.backbone.modules() if layers in module.children())
+        name = next(name for name, child in owner.named_children() if child is layers)
+        first = layers[depth].register_forward_pre_hook(lambda _, arguments: (states, *arguments[1:]))
+        setattr(owner, name, layers[depth:])
+        try:
+            found = self.backbone(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+        finally:
+            setattr(owner, name, layers)
+            first.remove()
+        return (states, *found[1:])
 
     def encode(self, texts: Sequence[str], precision: str = "float32", max_tokens: int = 1024) -> Tensor:
         """Turn texts into vectors, in eval mode and without gradients.
@@ -247,6 +266,12 @@ class SentenceEncoder(nn.Module):
 
 
 # ------------------------------------------------------------------------------------------- precision
+
+
+def layers_of(backbone: PreTrainedModel) -> nn.ModuleList:
+    """The transformer layers of a backbone, from the bottom up, whatever its family calls them."""
+    depth = backbone.config.num_hidden_layers
+    return next(m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:

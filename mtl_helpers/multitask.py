@@ -5,8 +5,9 @@ Shapes: B texts, T tokens, H width of the backbone, D width of a sentence vector
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import pandas as pd
@@ -45,6 +46,10 @@ class MultiTaskModel(nn.Module):
         dropout: probability, in front of each linear layer of the heads.
     """
 
+    # What `freezing.freeze` sets: {part: first epoch in which it trains} and {part: share of the learning rate}.
+    thaws: Mapping[str, int] = MappingProxyType({})
+    rates: Mapping[str, float] = MappingProxyType({})
+
     def __init__(
         self,
         encoder: SentenceEncoder,
@@ -64,6 +69,15 @@ class MultiTaskModel(nn.Module):
         self.heads = nn.ModuleDict(
             {task.name: make_head(widths[task.level], len(task.classes), head, dropout) for task in tasks}
         )
+
+    def train(self, mode: bool = True) -> "MultiTaskModel":
+        """As in PyTorch, but a module that is frozen (no parameter of it trains) stays in eval mode: no dropout."""
+        super().train(mode)
+        for module in self.modules() if mode else ():
+            flags = [parameter.requires_grad for parameter in module.parameters()]
+            if flags and not any(flags):
+                module.eval()
+        return self
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         """One pass through the backbone, then every head.

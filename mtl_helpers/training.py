@@ -27,6 +27,7 @@ from .corpus import collate, length_batches, make_examples, progress
 from .encoder import autocast, bfloat16_is_fast, inference
 from .evaluation import macro_f1, span_counts, span_f1
 from .figures import draw_history
+from .freezing import cache_states, thaw, trained_parameters
 from .multitask import MultiTaskModel
 from .tasks import IGNORE
 
@@ -176,13 +177,15 @@ def learning_rate_factor(step: int, total: int, config: TrainingConfig) -> float
 
 
 def make_optimizer(model: MultiTaskModel, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW or Adam over the parameters that train, in four groups: encoder and heads, decayed and not."""
+    """AdamW or Adam over the parameters that train, in four groups (encoder and heads, decayed and not) or more.
+
+    Groups have their own `peak` rate; `freeze` may have given the layers different shares of the encoder's.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            rate = config.head_learning_rate if name.startswith("heads.") else config.learning_rate
-            decay = config.weight_decay if parameter.ndim > 1 else 0.0  # biases and layer norms are vectors
-            groups.setdefault((rate, decay), []).append(parameter)
+    for name, parameter, share in trained_parameters(model):
+        rate = config.head_learning_rate if name.startswith("heads.") else share * config.learning_rate
+        decay = config.weight_decay if parameter.ndim > 1 else 0.0  # biases and layer norms are vectors
+        groups.setdefault((rate, decay), []).append(parameter)
     if not groups:
         raise ValueError("every parameter is frozen (requires_grad is False), expected something to train")
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
@@ -303,7 +306,8 @@ def fit(
     """Train in place, on the model's device; the model ends in eval mode with the weights of its best epoch.
 
     Args:
-        model: its parameters with requires_grad train.
+        model: its parameters with requires_grad train, or what `freeze` has chosen. What the layers compute that
+            stay frozen all the time is computed once and kept in memory (4 bytes a number, T x H numbers a text).
         train, validation: tables as `load_corpus` gives them; an empty cell is a label that is missing.
         config: see TrainingConfig.
         directory: for checkpoints. If it holds one of the same settings, data and tasks, training goes on from there,
@@ -325,12 +329,15 @@ def fit(
         raise ValueError(f"task_weights names {unknown[0]!r}, expected tasks of the model")
     lengths = [len(example["input_ids"]) for example in examples]
     plan = [(epoch, group) for epoch in range(1, config.epochs + 1) for group in epoch_batches(lengths, config, epoch)]
+    thaw(model, epoch=1)
     optimizer = make_optimizer(model, config)
     checkpoints = Checkpoints(directory, _identity(model, config, examples, held_out))
     history, best, first = History(), None, 0
     torch.manual_seed(config.seed)
     if found := checkpoints.load():
         history, best, first = _restore(model, optimizer, *found)
+    for part in (examples, held_out):
+        cache_states(model, part, _precision(model, config))  # if lower layers stay frozen all the time
     start = time.perf_counter() - (history.steps[-1]["seconds"] if history.steps else 0.0)
     step, epoch = first, 0
     bar = progress(range(first, len(plan)), "train")
@@ -340,7 +347,9 @@ def fit(
             epoch, rows = plan[step]
             if new_epoch and _patience_is_over(history, config):
                 break
-            model.train()
+            if new_epoch:
+                thaw(model, epoch)
+                model.train()
             factor = learning_rate_factor(step, len(plan), config)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
@@ -445,6 +454,7 @@ def _identity(model: MultiTaskModel, config: TrainingConfig, *data: list[dict]) 
         "encoder": [model.encoder.pooling, model.encoder.layers, _fingerprint(_shape(model.encoder.backbone.config))],
         "head": [model.head, model.dropout],
         "parameters": _fingerprint([[n, list(p.shape), p.requires_grad] for n, p in model.named_parameters()]),
+        "freezing": [dict(model.thaws), dict(model.rates)],
         "train": _fingerprint(parts[0]),
         "validation": _fingerprint(parts[1]),
     }

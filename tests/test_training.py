@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import mtl_helpers
 from mtl_helpers import TASKS, History, MultiTaskModel, SentenceEncoder, Task, TrainingConfig, evaluate, fit, training
 from mtl_helpers.checkpoints import Checkpoints
 from mtl_helpers.corpus import collate, make_examples
@@ -1156,6 +1157,10 @@ OTHER_RUNS = {
     "the order of labels": (lambda run: run.settings.update(tasks=other_labels()), "tasks is .*topic"),
     "fewer tasks": (lambda run: run.settings.update(tasks=TASKS[:3]), "tasks is .*entities.* there and "),
     "what is frozen": (lambda run: setattr(run, "change", freeze), "parameters is "),
+    "rates by layer": (
+        lambda run: setattr(run, "change", lambda model: mtl_helpers.freeze(model, "layerwise_decay")),
+        "freezing is .*layer 1",
+    ),
     "the width": (lambda run: run.settings.update(projection=32), "parameters is "),
     "pooling": (lambda run: run.settings.update(pooling="max"), "pooling|encoder"),
     "dropout": (lambda run: run.settings.update(dropout=0.5), "dropout|head"),
