@@ -40,7 +40,7 @@ def filled(text: str) -> str:
         place = re.compile(rf"(<!-- notebook {number} -->\n).*?(<!-- end -->)", re.DOTALL)
         if len(place.findall(text)) != 1:
             raise ValueError(f"README.md: expected one place for the text of notebook {number}")
-        text = place.sub(lambda found, words=words: f"{found[1]}{words}\n{found[2]}", text)
+        text = place.sub(lambda found, words=words: f"{found[1]}\n{words}\n\n{found[2]}", text)
     return text
 
 
