@@ -41,6 +41,7 @@ def sweep(
         minutes: what the whole grid took on two CPU cores; printed before anything runs.
         tolerance: largest absolute difference of a metric that a repeated run may show. Columns called chosen_...
             are not compared: another number of threads can tip what validation chooses without moving a score.
+            Nor are those called ...seconds: a time belongs to one machine at one moment.
 
     Returns:
         Rows of the grid: setting, seed, metrics, seconds of the run, device, versions of torch and transformers.
@@ -118,7 +119,7 @@ def _repeat(name: str, runs: list[dict], there: dict, experiment: Callable, tole
     chosen = runs if wish == "all" else random.sample(runs, min(int(wish), len(runs)))
     for run in progress(chosen, f"{name}, again"):
         again = _run(experiment, run).drop(columns=CIRCUMSTANCES)
-        again = again[[column for column in again if not column.startswith("chosen_")]]
+        again = again[[c for c in again if not c.startswith("chosen_") and not c.endswith("seconds")]]
         before = there[_key(run)][again.columns]
         try:
             pd.testing.assert_frame_equal(again, before, rtol=1e-5, atol=tolerance, check_dtype=False)

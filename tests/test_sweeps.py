@@ -1,5 +1,6 @@
 """A grid of runs: each is kept as it ends, none is run twice, and a repeated one is compared with what is on file."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -222,11 +223,17 @@ def test_mtl_rerun_compares_several_rows_per_run_and_large_numbers(monkeypatch):
     assert len(sweep("s", grid, layers, seeds=range(2))) == 12
 
 
-def test_mtl_rerun_passes_over_what_validation_chose(monkeypatch):
-    rates = iter([0.1, 0.3])
+def test_mtl_rerun_passes_over_times_and_what_validation_chose(monkeypatch):
+    numbers = itertools.count(1)
+    scores = {"score": 0.5}
+
+    def experiment(seed, pooling):
+        return {**scores, "chosen_rate": next(numbers), "train_seconds": 10 * next(numbers)}
+
     grid = [{"pooling": "mean"}]
-    sweep("s", grid, lambda seed, pooling: {"score": 0.5, "chosen_rate": next(rates)}, seeds=[0])
+    sweep("s", grid, experiment, seeds=[0])
     monkeypatch.setenv("MTL_RERUN", "all")
-    assert len(sweep("s", grid, lambda seed, pooling: {"score": 0.5, "chosen_rate": next(rates)}, seeds=[0])) == 1
+    assert len(sweep("s", grid, experiment, seeds=[0])) == 1
+    scores["score"] = 0.6
     with pytest.raises(ValueError, match="gives other results"):
-        sweep("s", grid, lambda seed, pooling: {"score": 0.6, "chosen_rate": 0.1}, seeds=[0])
+        sweep("s", grid, experiment, seeds=[0])
