@@ -19,12 +19,14 @@ README = ROOT / "README.md"
 
 
 def outputs(kind: str) -> dict[str, str]:
-    """{number of the notebook: output of this MIME type of its cell tagged ``readme``}."""
+    """{number of the notebook: output of this MIME type of its cell tagged ``readme``}. ValueError if there are two."""
     found: dict[str, str] = {}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        for cell in nbformat.read(path, as_version=4).cells:
-            if "readme" in cell.metadata.get("tags", []):
-                found |= {path.name[:2]: output.data[kind] for output in cell.outputs if kind in output.get("data", {})}
+        tagged = [c for c in nbformat.read(path, as_version=4).cells if "readme" in c.metadata.get("tags", [])]
+        data = [output.data[kind] for cell in tagged for output in cell.outputs if kind in output.get("data", {})]
+        if len(data) > 1:
+            raise ValueError(f"{path.name}: {len(data)} outputs of type {kind} in cells tagged readme, expected one")
+        found |= {path.name[:2]: output for output in data}
     return found
 
 
