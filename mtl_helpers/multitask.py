@@ -152,7 +152,13 @@ class MultiTaskModel(nn.Module):
         return pd.DataFrame(rows, columns=columns)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write encoder, tokenizer, heads and tasks into one directory, complete and loadable offline."""
+        """Write encoder, tokenizer, heads and tasks into one directory, complete and loadable offline.
+
+        Raises:
+            ValueError: LoRA adapters that have not been merged; nothing is written.
+        """
+        if any(".lora_" in name for name, _ in self.named_parameters()):
+            raise ValueError("the model has LoRA adapters, expected none; call freezing.merge_lora(model) first")
         settings = {"head": self.head, "dropout": self.dropout}
         tasks = [{"name": task.name, "labels": task.labels, "level": task.level} for task in self.tasks]
         with replacing(directory) as folder:

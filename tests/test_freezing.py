@@ -184,6 +184,9 @@ def test_lora_starts_as_the_plain_model_and_merges_into_one(any_model, few):
 
 def test_merged_lora_is_saved_and_loaded(any_model, tmp_path):
     freeze(any_model, "lora")
+    with pytest.raises(ValueError, match=r"call freezing[.]merge_lora"):
+        any_model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
     merge_lora(any_model)
     any_model.save_pretrained(tmp_path)
     again = MultiTaskModel.from_pretrained(tmp_path)
