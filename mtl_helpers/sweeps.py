@@ -36,7 +36,8 @@ def sweep(
         name: of the file of results.
         settings: the grid, one dict of the same keys each.
         experiment: called as experiment(seed=seed, **setting) after torch has been seeded; gives the metrics
-            of one row, or a list of them for several rows.
+            of one row, or a list of them for several rows. A metric that it can't measure here (a data set is not
+            at hand) is left out: its cell stays empty, and a repeated run compares the others.
         seeds: run numbers, also the random seeds.
         minutes: what the whole grid took on two CPU cores; printed before anything runs.
         tolerance: largest absolute difference of a metric that a repeated run may show. Columns called chosen_...
@@ -89,9 +90,9 @@ def _append(path: Path, rows: pd.DataFrame) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file():
         header = pd.read_csv(path, nrows=0).columns
-        if set(header) != set(rows):
+        if not set(rows) <= set(header):
             raise ValueError(f"{path}: has the columns {list(header)}, this run gives {list(rows)}; delete the file")
-        rows = rows[header]
+        rows = rows.reindex(columns=header)
     with open(path, "a", encoding="utf-8", newline="") as file:
         file.write(rows.to_csv(index=False, header=file.tell() == 0, float_format="%.6g", lineterminator="\n"))
         file.flush()

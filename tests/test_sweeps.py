@@ -237,3 +237,17 @@ def test_mtl_rerun_passes_over_times_and_what_validation_chose(monkeypatch):
     scores["score"] = 0.6
     with pytest.raises(ValueError, match="gives other results"):
         sweep("s", grid, experiment, seeds=[0])
+
+
+def test_a_metric_that_is_not_at_hand_stays_empty_and_a_new_one_is_refused(results: Path, monkeypatch):
+    sweep("some", GRID[:1], lambda **_: {"score": 1.0, "public": 0.5}, seeds=[0])
+    rows = sweep("some", GRID[:1], lambda **_: {"score": 1.0}, seeds=[0, 1])
+    assert rows["score"].tolist() == [1.0, 1.0]
+    assert rows["public"].isna().tolist() == [False, True]
+    monkeypatch.setenv("MTL_RERUN", "all")
+    sweep("some", GRID[:1], lambda **_: {"score": 1.0}, seeds=[0, 1])  # compares what it could measure
+    before = (results / "some.csv").read_bytes()
+    monkeypatch.delenv("MTL_RERUN")
+    with pytest.raises(ValueError, match=r"some\.csv: has the columns .*'public'.* this run gives .*'other'"):
+        sweep("some", GRID[:1], lambda **_: {"score": 1.0, "other": 2.0}, seeds=[2])
+    assert (results / "some.csv").read_bytes() == before
