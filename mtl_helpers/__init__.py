@@ -1,7 +1,7 @@
 """A thin package behind a notebook course on multi-task learning with sentence transformers.
 
 Read the modules in the order in which the course meets them: tasks, corpus, minilm, encoder, multitask,
-evaluation, freezing, training, sweeps; figures holds the house style.
+evaluation, freezing, balancing, training, sweeps; figures holds the house style.
 """
 
 import warnings
@@ -10,6 +10,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="IProgress not found")  # a notebook without widgets
     import tqdm.auto  # noqa: F401
 
+from .balancing import TaskSampling
 from .corpus import CorpusError, load_challenge, load_corpus, load_pairs, load_public
 from .encoder import SentenceEncoder
 from .evaluation import evaluate
@@ -25,6 +26,7 @@ __all__ = [
     "MultiTaskModel",
     "SentenceEncoder",
     "Task",
+    "TaskSampling",
     "TrainingConfig",
     "evaluate",
     "fit",

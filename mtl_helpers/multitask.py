@@ -5,7 +5,7 @@ Shapes: B texts, T tokens, H width of the backbone, D width of a sentence vector
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -93,7 +93,12 @@ class MultiTaskModel(nn.Module):
             task.name: self.heads[task.name](vectors if task.level == "sentence" else states[-1]) for task in self.tasks
         }
 
-    def loss(self, logits: dict[str, Tensor], labels: dict[str, Tensor]) -> dict[str, Tensor]:
+    def loss(
+        self,
+        logits: dict[str, Tensor],
+        labels: dict[str, Tensor],
+        criteria: Mapping[str, Callable] = MappingProxyType({}),
+    ) -> dict[str, Tensor]:
         """Cross-entropy of each task, in nats, averaged over its valid labels in the batch.
 
         Averaging over the valid labels of the task alone keeps a task's weight independent of how many
@@ -103,6 +108,8 @@ class MultiTaskModel(nn.Module):
             logits: from `forward`.
             labels: {task: class indices}, (B,) or (B, T), IGNORE where there is nothing to learn; a task
                 that is not in it counts as not labelled.
+            criteria: {task: another loss than cross-entropy}: functions of scores (N, C) and class indices (N,)
+                that give (N,) losses, 0 where the index is IGNORE.
         """
         losses = {}
         for name, scores in logits.items():
@@ -111,9 +118,11 @@ class MultiTaskModel(nn.Module):
                 if name in labels
                 else torch.full(scores.shape[:-1], IGNORE, device=scores.device)
             )
-            total = F.cross_entropy(
-                scores.flatten(0, -2).float(), target.flatten(), ignore_index=IGNORE, reduction="sum"
-            )
+            pair = scores.flatten(0, -2).float(), target.flatten()
+            if name in criteria:
+                total = criteria[name](*pair).sum()
+            else:
+                total = F.cross_entropy(*pair, ignore_index=IGNORE, reduction="sum")
             losses[name] = total / (target != IGNORE).sum().clamp(min=1)
         return losses
 

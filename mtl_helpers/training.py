@@ -10,7 +10,7 @@ import json
 import math
 import time
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from transformers import PreTrainedConfig
 
+from .balancing import BALANCING, CLASS_BALANCE, LossBalance, TaskSampling, class_criterion
 from .checkpoints import Checkpoints
 from .corpus import collate, length_batches, make_examples, progress
 from .encoder import autocast, bfloat16_is_fast, inference
@@ -59,8 +60,16 @@ class TrainingConfig:
         accumulation: batches per optimizer step, for steps larger than the memory allows; the gradient is that of
             one larger batch.
         task_weights: {task: factor of its loss}. Tasks not named: 1 for sentence tasks, TOKEN_WEIGHT for token tasks.
+        sampling: how many rows of each task make an epoch, and in which batches; None: every row once. For tasks of
+            very different size (notebook 5).
+        balancing: what becomes of the factors of the losses: "fixed", "uncertainty", "dynamic_weight_average",
+            "gradnorm" or "pcgrad" (notebook 5, module balancing).
+        class_balance: {task: "inverse", "effective", "focal" or "logit_adjustment"}, for tasks whose classes are of
+            very different size (notebook 5); tasks not named: plain cross-entropy.
         precision: of matrix products: "float32", "bfloat16", or "auto", bfloat16 where the device is fast at it.
         patience: training stops after so many epochs without a better score on validation; None: never.
+        keep: the weights that the model ends with: of the "best" epoch on validation, or of the "last", where there
+            are too few labels for validation to tell one from the other.
         checkpoint_every: optimizer steps between checkpoints, about a minute on two cores; there is one at the end of
             each epoch as well.
         seed: of the order of the batches and of dropout. The heads' first weights are drawn before, with the model.
@@ -80,8 +89,12 @@ class TrainingConfig:
     max_tokens: int = 512
     accumulation: int = 1
     task_weights: dict[str, float] = field(default_factory=dict)
+    sampling: TaskSampling | None = None
+    balancing: Literal["fixed", "uncertainty", "dynamic_weight_average", "gradnorm", "pcgrad"] = "fixed"
+    class_balance: dict[str, str] = field(default_factory=dict)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     patience: int | None = 3
+    keep: Literal["best", "last"] = "best"
     checkpoint_every: int = 200
     seed: int = 0
 
@@ -103,6 +116,8 @@ class TrainingConfig:
             "optimizer": ("adamw", "adam"),
             "schedule": ("linear", "cosine", "step", "constant"),
             "precision": ("auto", "float32", "bfloat16"),
+            "balancing": tuple(BALANCING),
+            "keep": ("best", "last"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -111,6 +126,13 @@ class TrainingConfig:
         weights = self.task_weights
         if not isinstance(weights, dict) or not all(_is_number(weight) for weight in weights.values()):
             self._refuse("task_weights", "{task: a finite number of at least 0}")
+        if self.sampling is not None and not isinstance(self.sampling, TaskSampling):
+            self._refuse("sampling", "a TaskSampling, or None")
+        kinds = self.class_balance
+        if not isinstance(kinds, dict) or not set(kinds.values()) <= set(CLASS_BALANCE):
+            self._refuse("class_balance", f"{{task: one of {', '.join(CLASS_BALANCE)}}}")
+        if BALANCING[self.balancing].needs_gradients and self.accumulation > 1:
+            self._refuse("accumulation", f"1 with {self.balancing}, which compares the gradients of one batch")
 
     def _refuse(self, name: str, expected: str) -> None:
         raise ValueError(f"TrainingConfig: {name} is {getattr(self, name)!r}, expected {expected}")
@@ -135,7 +157,9 @@ class History:
             validation_loss (nats per label), accuracy (of labels or tokens), score (macro-F1, or F1 of spans),
             epochs_seen (labels trained on so far / labels there are). A task without validation labels has NaN.
             "steps": step, epoch, seconds (since the run started), learning_rate (of the encoder), gradient_norm
-            (before clipping), and for each task TASK_loss and TASK_labels (texts labelled for it in this step).
+            (before clipping), and for each task TASK_loss, TASK_weight (what the loss was multiplied with) and
+            TASK_labels (texts labelled for it in this step). With gradient surgery also conflicts, the share of
+            ordered pairs of tasks whose gradients point against each other.
         """
         return pd.DataFrame(getattr(self, which))
 
@@ -198,10 +222,28 @@ def make_optimizer(model: MultiTaskModel, config: TrainingConfig) -> torch.optim
     )
 
 
+def make_balance(model: MultiTaskModel, config: TrainingConfig, examples: Sequence[dict] = ()) -> LossBalance:
+    """The factors of the tasks' losses, and the losses themselves where classes of `examples` are to be balanced."""
+    usual = {task.name: TOKEN_WEIGHT if task.level == "token" else 1.0 for task in model.tasks}
+    criteria = {}
+    for task in model.tasks:
+        if kind := config.class_balance.get(task.name):
+            codes = torch.tensor([c for e in examples for c in torch.atleast_1d(torch.tensor(e["labels"][task.name]))])
+            counts = torch.bincount(codes[codes != IGNORE], minlength=len(task.classes))
+            criteria[task.name] = class_criterion(kind, counts)
+    return BALANCING[config.balancing](usual | config.task_weights, criteria)
+
+
 def train_step(
-    model: MultiTaskModel, optimizer: torch.optim.Optimizer, batches: Sequence[dict], config: TrainingConfig
+    model: MultiTaskModel,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[dict],
+    config: TrainingConfig,
+    balance: LossBalance | None = None,
 ) -> tuple[dict[str, float], float]:
     """One optimizer step on one or more batches, as if they were one: each task's loss is the mean over all its labels.
+
+    `balance` (default: the factors of `config`) says what each loss is multiplied with.
 
     Returns:
         {task: loss} (nats per label; tasks without a label are left out) and the norm of the gradient before clipping.
@@ -211,29 +253,28 @@ def train_step(
     """
     counts = [{name: int((codes != IGNORE).sum()) for name, codes in batch["labels"].items()} for batch in batches]
     totals = {name: sum(count[name] for count in counts) for name in counts[0]}
-    usual = {task.name: TOKEN_WEIGHT if task.level == "token" else 1.0 for task in model.tasks}
-    weights = usual | config.task_weights
+    balance = balance or make_balance(model, config)
     losses: Counter[str] = Counter()
     for batch, count in zip(batches, counts, strict=True):
         with autocast(next(model.parameters()).device, _precision(model, config)):
-            logits = model(batch)
-        parts = []
-        for name, loss in model.loss(logits, batch["labels"]).items():
+            logits = model(balance.open(model, batch))
+        parts = {}
+        for name, loss in model.loss(logits, batch["labels"], balance.criteria).items():
             if count.get(name):
-                share = loss * (count[name] / totals[name])
-                losses[name] += share.item()
-                parts.append(share * weights[name])
+                parts[name] = loss * (count[name] / totals[name])
+                losses[name] += parts[name].item()
                 if not math.isfinite(losses[name]):
                     optimizer.zero_grad()
                     raise FloatingPointError(f"the loss of task {name!r} is {losses[name]}")
         if parts:
-            torch.stack(parts).sum().backward()
+            balance.backward(parts)
     norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], config.max_norm)
     if not torch.isfinite(norm):
         optimizer.zero_grad()
         raise FloatingPointError(f"the gradient of {' + '.join(losses)} has the length {norm.item()}")
     optimizer.step()
     optimizer.zero_grad()
+    balance.end_step(losses)
     return dict(losses), norm.item()
 
 
@@ -324,18 +365,21 @@ def fit(
     """
     config = config or TrainingConfig()
     examples, held_out = _read_labels(model, train, "train"), _read_labels(model, validation, "validation")
-    unknown = [name for name in config.task_weights if name not in [task.name for task in model.tasks]]
-    if unknown:
-        raise ValueError(f"task_weights names {unknown[0]!r}, expected tasks of the model")
-    lengths = [len(example["input_ids"]) for example in examples]
-    plan = [(epoch, group) for epoch in range(1, config.epochs + 1) for group in epoch_batches(lengths, config, epoch)]
+    for field_name in ("task_weights", "class_balance"):
+        for name in getattr(config, field_name):
+            if name not in [task.name for task in model.tasks]:
+                raise ValueError(f"{field_name} names {name!r}, expected tasks of the model")
+    lengths, epochs = [len(example["input_ids"]) for example in examples], range(1, config.epochs + 1)
+    labels = {task.name: [example["labels"][task.name] for example in examples] for task in model.tasks}
+    decks = {name: [i for i, codes in enumerate(column) if _is_labelled(codes)] for name, column in labels.items()}
+    plan = [(epoch, group) for epoch in epochs for group in epoch_batches(lengths, config, epoch, decks)]
     thaw(model, epoch=1)
-    optimizer = make_optimizer(model, config)
+    optimizer, balance = make_optimizer(model, config), make_balance(model, config, examples)
     checkpoints = Checkpoints(directory, _identity(model, config, examples, held_out))
     history, best, first = History(), None, 0
     torch.manual_seed(config.seed)
     if found := checkpoints.load():
-        history, best, first = _restore(model, optimizer, *found)
+        history, best, first = _restore(model, optimizer, balance, *found)
     for part in (examples, held_out):
         cache_states(model, part, _precision(model, config))  # if lower layers stay frozen all the time
     start = time.perf_counter() - (history.steps[-1]["seconds"] if history.steps else 0.0)
@@ -354,7 +398,8 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
             batches = [collate([examples[i] for i in part], model.encoder.tokenizer.pad_token_id) for part in rows]
-            losses, norm = train_step(model, optimizer, batches, config)
+            weights = balance.current()
+            losses, norm = train_step(model, optimizer, batches, config, balance)
             history.steps.append(
                 {
                     "step": step + 1,
@@ -363,7 +408,9 @@ def fit(
                     "learning_rate": config.learning_rate * factor,
                     "gradient_norm": norm,
                     **{f"{name}_loss": loss for name, loss in losses.items()},
+                    **{f"{name}_weight": weight for name, weight in weights.items()},
                     **_count_labels([examples[i] for part in rows for i in part]),
+                    **balance.noted,
                 }
             )
             shown = " ".join(f"{name} {loss:.2f}" for name, loss in losses.items())
@@ -373,12 +420,14 @@ def fit(
                 _close_epoch(
                     history, epoch, _count_labels(examples), validate(model, held_out, _precision(model, config))
                 )
-                if history.best_epoch == epoch:
+                losses = {row["task"]: row["train_loss"] for row in history.epochs if row["epoch"] == epoch}
+                balance.end_epoch(losses)
+                if _kept_epoch(history, config) == epoch:
                     best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
             if epoch_ends or (step + 1) % config.checkpoint_every == 0:
-                checkpoints.save(step + 1, *_state(model, optimizer, history, best))
+                checkpoints.save(step + 1, *_state(model, optimizer, balance, history, best))
     except (KeyboardInterrupt, FloatingPointError) as error:
-        raise type(error)(_farewell(error, step, plan, history, checkpoints)) from error
+        raise type(error)(_farewell(error, step, plan, history, checkpoints, config)) from error
     finally:
         bar.close()
         if best is not None:
@@ -387,10 +436,19 @@ def fit(
     return history
 
 
-def epoch_batches(lengths: Sequence[int], config: TrainingConfig, epoch: int) -> list[list[list[int]]]:
-    """The optimizer steps of an epoch: each a list of batches of positions. A function of seed and epoch alone."""
-    generator = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
-    batches = length_batches(lengths, config.max_tokens, generator)
+def epoch_batches(
+    lengths: Sequence[int], config: TrainingConfig, epoch: int, decks: dict[str, list[int]] | None = None
+) -> list[list[list[int]]]:
+    """The optimizer steps of an epoch: each a list of batches of positions. A function of seed and epoch alone.
+
+    `decks`, the positions that are labelled for each task, are needed if `config` has a TaskSampling.
+    """
+    generator, sampling = torch.Generator().manual_seed(config.seed * 100_003 + epoch), config.sampling
+    if sampling is None:
+        batches = length_batches(lengths, config.max_tokens, generator)
+    else:
+        drawn = sampling.draw(decks, config.seed, epoch, config.epochs, len(lengths))
+        batches = sampling.batches(drawn, lengths, config.max_tokens, generator)
     return [batches[i : i + config.accumulation] for i in range(0, len(batches), config.accumulation)]
 
 
@@ -415,11 +473,12 @@ def _read_labels(model: MultiTaskModel, frame: pd.DataFrame, which: str) -> list
 def _count_labels(examples: Sequence[dict]) -> dict[str, int]:
     """Texts that are labelled for each task."""
 
-    def labelled(codes: int | list[int]) -> bool:
-        return codes != IGNORE if isinstance(codes, int) else any(code != IGNORE for code in codes)
-
     names = examples[0]["labels"]
-    return {f"{name}_labels": sum(labelled(example["labels"][name]) for example in examples) for name in names}
+    return {f"{name}_labels": sum(_is_labelled(example["labels"][name]) for example in examples) for name in names}
+
+
+def _is_labelled(codes: int | list[int]) -> bool:
+    return codes != IGNORE if isinstance(codes, int) else any(code != IGNORE for code in codes)
 
 
 def _close_epoch(history: History, epoch: int, there: dict[str, int], found: dict[str, dict]) -> None:
@@ -437,6 +496,10 @@ def _close_epoch(history: History, epoch: int, there: dict[str, int], found: dic
                 "epochs_seen": sum(labels for _, labels, _ in seen) / max(1, there[f"{name}_labels"]),
             }
         )
+
+
+def _kept_epoch(history: History, config: TrainingConfig) -> int:
+    return history.best_epoch if config.keep == "best" else history.epochs[-1]["epoch"]
 
 
 def _patience_is_over(history: History, config: TrainingConfig) -> bool:
@@ -467,13 +530,14 @@ def _shape(config: PreTrainedConfig) -> dict:
 
 
 def _state(
-    model: MultiTaskModel, optimizer: torch.optim.Optimizer, history: History, best: dict | None
+    model: MultiTaskModel, optimizer: torch.optim.Optimizer, balance: LossBalance, history: History, best: dict | None
 ) -> tuple[dict, dict]:
     """All tensors of a run, and the rest as JSON."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"best.{name}": tensor for name, tensor in (best or {}).items()}
-    for i, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{name}": tensor for name, tensor in values.items()}
+    parts = {"model": model.state_dict(), "best": best or {}, "balance": balance.state_dict()}
+    for part, owner in (("optimizer", optimizer), ("balance_optimizer", balance.optimizer)):
+        moments = owner.state_dict()["state"] if owner else {}
+        parts[part] = {f"{i}.{name}": tensor for i, values in moments.items() for name, tensor in values.items()}
+    tensors = {f"{part}.{name}": tensor for part, members in parts.items() for name, tensor in members.items()}
     tensors["random.cpu"] = torch.get_rng_state()
     device = next(model.parameters()).device.type
     if device != "cpu":
@@ -482,27 +546,34 @@ def _state(
 
 
 def _restore(
-    model: MultiTaskModel, optimizer: torch.optim.Optimizer, tensors: dict, state: dict
+    model: MultiTaskModel, optimizer: torch.optim.Optimizer, balance: LossBalance, tensors: dict, state: dict
 ) -> tuple[History, dict | None, int]:
-    """Put a state back: history, weights of the best epoch, number of the next step."""
-    parts: dict[str, dict] = {"model": {}, "best": {}, "optimizer": {}, "random": {}}
+    """Put a state back: history, weights of the epoch to keep, number of the next step."""
+    parts: dict[str, dict] = defaultdict(dict)
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         parts[part][rest] = tensor
     model.load_state_dict(parts["model"])
-    moments: dict[int, dict] = {}
-    for name, tensor in parts["optimizer"].items():
-        i, _, key = name.partition(".")
-        moments.setdefault(int(i), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    balance.load_state_dict(parts["balance"])
+    for part, owner in (("optimizer", optimizer), ("balance_optimizer", balance.optimizer)):
+        moments: dict[int, dict] = defaultdict(dict)
+        for name, tensor in parts[part].items():
+            i, _, key = name.partition(".")
+            moments[int(i)][key] = tensor
+        if owner:
+            owner.load_state_dict({**owner.state_dict(), "state": dict(moments)})
     for device, numbers in parts["random"].items():
         (torch if device == "cpu" else getattr(torch, device)).set_rng_state(numbers)
     return History(**state["history"]), parts["best"] or None, state["step"]
 
 
-def _farewell(error: BaseException, step: int, plan: list, history: History, checkpoints: Checkpoints) -> str:
+def _farewell(
+    error: BaseException, step: int, plan: list, history: History, checkpoints: Checkpoints, config: TrainingConfig
+) -> str:
     """What a stopped run says: where it stopped, what the model holds, how to go on."""
-    holds = f"the weights of epoch {history.best_epoch}, the best so far" if history.epochs else "its last weights"
+    holds = "its last weights"
+    if history.epochs:
+        holds = f"the weights of epoch {_kept_epoch(history, config)}, the {config.keep} so far"
     if isinstance(error, FloatingPointError):
         on = "try a lower learning rate or precision='float32', and look at the labels"
     elif checkpoints.paths():

@@ -483,8 +483,8 @@ def broken_loss(model: MultiTaskModel, task: str, value: float, from_call: int =
     """The model's `loss`, which for one task gives another value from some call on."""
     original, calls = model.loss, itertools.count(1)
 
-    def loss(logits: dict, labels: dict) -> dict:
-        losses = original(logits, labels)
+    def loss(logits: dict, labels: dict, criteria: dict) -> dict:
+        losses = original(logits, labels, criteria)
         return losses | ({task: losses[task] * value} if next(calls) >= from_call else {})
 
     return loss
