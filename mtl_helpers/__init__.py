@@ -11,11 +11,12 @@ with warnings.catch_warnings():
     import tqdm.auto  # noqa: F401
 
 from .balancing import TaskSampling
-from .corpus import CorpusError, load_challenge, load_corpus, load_pairs, load_public
+from .corpus import CorpusError, load_challenge, load_corpus, load_pairs
 from .encoder import SentenceEncoder
 from .evaluation import evaluate
 from .freezing import freeze, trainable_summary
 from .multitask import MultiTaskModel
+from .public import load_public
 from .tasks import TASKS, Task
 from .training import History, TrainingConfig, fit
 

@@ -9,9 +9,7 @@ import difflib
 import hashlib
 import io
 import json
-import os
 import sys
-import urllib.request
 import warnings
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -26,13 +24,6 @@ from .tasks import IGNORE, TASKS, Span, Task
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 SPLITS = ("train", "validation", "test")
-PUBLIC = {  # name: address of the file at a fixed commit, SHA-256
-    "stsb": (
-        "https://raw.githubusercontent.com/PhilipMay/stsb-multi-mt/30de0dec4ee199b7f42351d3f1a0b19592955385"
-        "/data/stsb-en-test.csv",
-        "11523b625219e94e9ca05d2816b5f02cac1614c5894fe657376fa0806378d053",
-    )
-}
 
 
 class CorpusError(ValueError):
@@ -118,39 +109,6 @@ def load_pairs() -> pd.DataFrame:
 def load_challenge() -> pd.DataFrame:
     """420 sentences for behavioural tests, never for training: group, capability, test_type, task, expected, text."""
     return pd.read_csv(DATA / "challenge.csv")
-
-
-def load_public(name: str) -> pd.DataFrame:
-    """Read a public test set that is measured on but not shipped.
-
-    Args:
-        name: "stsb", the test part of the STS benchmark (Cer et al. 2017, https://aclanthology.org/S17-2001):
-            1,379 pairs: sentence_1, sentence_2, score (similarity, 0 to 5).
-
-    The file is taken from the folder that the environment variable MTL_PUBLIC names (default:
-    ~/.cache/mtl_helpers), downloaded into it if it is not there, and checked against its SHA-256.
-
-    Raises:
-        FileNotFoundError: not in the folder and not to be downloaded; says where to put it.
-        ValueError: an unknown name, or a file with another hash.
-    """
-    if name not in PUBLIC:
-        raise ValueError(f"public data set {name!r}, expected one of {', '.join(PUBLIC)}")
-    address, sha256 = PUBLIC[name]
-    folder = Path(os.environ.get("MTL_PUBLIC", Path.home() / ".cache" / "mtl_helpers"))
-    path = folder / address.rpartition("/")[2]
-    if not path.is_file():
-        try:
-            with urllib.request.urlopen(address, timeout=30) as answer:
-                raw = answer.read()
-        except OSError as error:
-            remedy = f"fetch {address} into that folder, or set MTL_PUBLIC to the folder that holds it"
-            raise FileNotFoundError(f"{path}: not there, and the download failed ({error}); {remedy}") from error
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(raw)
-    if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != sha256:
-        raise ValueError(f"{path}: its SHA-256 is {found}, expected {sha256}; delete the file and try again")
-    return pd.read_csv(path, header=None, names=["sentence_1", "sentence_2", "score"])
 
 
 def read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], list[tuple[int, str]]]:

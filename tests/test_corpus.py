@@ -1,11 +1,8 @@
 """The shipped data, every way in which a user's CSV can be wrong, and the way from a table to batches."""
 
-import hashlib
 import json
-import urllib.request
 import warnings
 from pathlib import Path
-from urllib.error import URLError
 
 import pandas as pd
 import pytest
@@ -13,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtl_helpers import TASKS, CorpusError, Task, load_challenge, load_corpus, load_pairs, load_public
-from mtl_helpers.corpus import PUBLIC, collate, length_batches, make_examples, progress, tokenize
+from mtl_helpers import TASKS, CorpusError, Task, load_challenge, load_corpus, load_pairs
+from mtl_helpers.corpus import collate, length_batches, make_examples, progress, tokenize
 from mtl_helpers.tasks import IGNORE
 
 HEAD = "text,topic,entities\n"
@@ -324,48 +321,6 @@ def test_equal_texts_stay_together_in_any_order_of_rows(rows, random, tmp_path_f
     first = splits(rows)
     assert all(len(split) == 1 for split in first.values())
     assert splits(random.sample(rows, len(rows))) == first
-
-
-# ------------------------------------------------------------------------------------------------- public test sets
-
-
-def test_public_data_refuses_unknown_names():
-    with pytest.raises(ValueError, match="'glue', expected one of stsb"):
-        load_public("glue")
-
-
-def test_public_data_offline_says_where_to_put_the_file(tmp_path, monkeypatch):
-    def offline(*args, **kwargs):
-        raise URLError("no network")
-
-    monkeypatch.setenv("MTL_PUBLIC", str(tmp_path))
-    monkeypatch.setattr(urllib.request, "urlopen", offline)
-    with pytest.raises(FileNotFoundError) as error:
-        load_public("stsb")
-    message = str(error.value)
-    address, _ = PUBLIC["stsb"]
-    assert address in message and "MTL_PUBLIC" in message and str(tmp_path) in message
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_public_data_with_another_hash_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("MTL_PUBLIC", str(tmp_path))
-    (tmp_path / "stsb-en-test.csv").write_text("a,b,1\n")
-    with pytest.raises(ValueError, match=r"stsb-en-test\.csv: its SHA-256 is [0-9a-f]{64}, expected 11523b"):
-        load_public("stsb")
-
-
-def test_public_data_is_downloaded_once(tmp_path, monkeypatch):
-    raw = b'One.,"Two, three.",2.5\n'
-    source = tmp_path / "source" / "tiny.csv"
-    source.parent.mkdir()
-    source.write_bytes(raw)
-    monkeypatch.setitem(PUBLIC, "tiny", (source.as_uri(), hashlib.sha256(raw).hexdigest()))
-    monkeypatch.setenv("MTL_PUBLIC", str(tmp_path / "cache" / "deep"))
-    first = load_public("tiny")
-    source.unlink()
-    pd.testing.assert_frame_equal(load_public("tiny"), first)
-    assert first.to_dict("records") == [{"sentence_1": "One.", "sentence_2": "Two, three.", "score": 2.5}]
 
 
 # ------------------------------------------------------------------------------------------------------- tokenising
