@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help course test lab lint clean
+.PHONY: help course report test lab lint clean
 
 help:
 	@echo "make course   install, execute every notebook, render them into _site/"
+	@echo "make report   put the committed notebooks into _site/report.html, and a PDF if Chromium is there"
 	@echo "make test     install, check the style, run all tests (the notebooks included)"
 	@echo "make lab      install, open the notebooks in JupyterLab"
 	@echo "make lint     format and check the code without running it"
@@ -25,6 +26,9 @@ help:
 course: .venv/.installed
 	@echo "executing and rendering the notebooks"
 	@$(BIN)/python tools/course.py
+
+report: .venv/.installed
+	@$(BIN)/python tools/report.py
 
 test: .venv/.installed
 	@echo "checking the style"

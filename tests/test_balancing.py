@@ -637,10 +637,10 @@ def test_a_task_that_is_behind_gets_more_weight():
     assert balance.weights[1] > 1.2 > 0.8 > balance.weights[0]
 
 
-@given(st.lists(st.tuples(*[st.floats(1e-3, 100)] * 6), min_size=1, max_size=30))
+@given(st.lists(st.tuples(*[st.floats(1e-3, 100)] * 6), min_size=1, max_size=20))
 def test_the_weights_of_gradnorm_stay_positive_and_sum_to_their_number(steps):
     balance = GradNorm(dict.fromkeys("abc", 1.0))
-    for numbers in steps * 10:
+    for numbers in steps * 3:
         balance.lengths = dict(zip("abc", numbers[:3], strict=True))
         balance.end_step(dict(zip("abc", numbers[3:], strict=True)))
         assert balance.weights.sum().item() == pytest.approx(3, abs=1e-4)
