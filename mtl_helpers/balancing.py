@@ -171,6 +171,7 @@ class LossBalance(nn.Module):
 
     def open(self, model: MultiTaskModel, batch: dict) -> dict:
         """The batch as the model should read it."""
+        self.noted = {}
         return batch
 
     def backward(self, losses: Mapping[str, Tensor]) -> None:
@@ -223,8 +224,7 @@ class DynamicWeightAverage(LossBalance):
     def end_epoch(self, losses: Mapping[str, float], temperature: float = 2.0) -> None:
         now = self._scaled(losses)
         speed = (now / self.before).nan_to_num(1.0)
-        if not self.before.isnan().all():
-            self.weights = len(speed) * (speed / temperature).softmax(0)
+        self.weights = len(speed) * (speed / temperature).softmax(0)
         self.before = torch.where(now.isnan(), self.before, now)
 
 
@@ -232,7 +232,8 @@ class GradientBalance(LossBalance):
     """The frame for methods that compare the tasks' gradients at the shared representation, the last hidden states.
 
     The encoder runs once; its output is cut off from the graph, so that each task's gradient there costs a pass
-    through its head alone; their weighted sum goes back through the encoder once.
+    through its head alone; their weighted sum goes back through the encoder once. Only batches with labels of several
+    tasks leave something to compare: rows with several labels, or a TaskSampling whose order is "mixed".
     """
 
     needs_gradients = True
@@ -240,6 +241,7 @@ class GradientBalance(LossBalance):
     def open(self, model: MultiTaskModel, batch: dict) -> dict:
         if model.encoder.pooling == "last_layers":
             raise ValueError("pooling is 'last_layers', expected one of the last layer, where gradients are compared")
+        self.noted = {}
         self.top = model.encoder(batch)[1][-1]
         self.leaf = self.top.detach().requires_grad_()
         return batch | {"states": self.leaf, "frozen_layers": len(layers_of(model.encoder.backbone))}
@@ -371,7 +373,8 @@ def class_weights(counts: Tensor, kind: Literal["inverse", "effective"] = "inver
     """
     n = counts.double().clamp(min=1)
     weights = 1 / n if kind == "inverse" else (1 - beta) / (1 - beta**n)
-    return (weights * n.sum() / (weights * n).sum()).float()
+    there = counts.double() if counts.any() else n
+    return (weights * there.sum() / (weights * there).sum()).float()
 
 
 def focal_loss(scores: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
@@ -380,7 +383,7 @@ def focal_loss(scores: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
     Lin et al. 2017, equation 4, https://arxiv.org/abs/1708.02002.
     """
     losses = F.cross_entropy(scores, target, ignore_index=IGNORE, reduction="none")
-    return (1 - (-losses).exp()) ** gamma * losses
+    return (1 - (-losses).exp()).clamp(min=1e-6) ** gamma * losses  # at 0 a root has no gradient
 
 
 def adjusted_loss(scores: Tensor, target: Tensor, counts: Tensor) -> Tensor:

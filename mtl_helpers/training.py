@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -129,7 +130,7 @@ class TrainingConfig:
         if self.sampling is not None and not isinstance(self.sampling, TaskSampling):
             self._refuse("sampling", "a TaskSampling, or None")
         kinds = self.class_balance
-        if not isinstance(kinds, dict) or not set(kinds.values()) <= set(CLASS_BALANCE):
+        if not isinstance(kinds, dict) or not all(kind in CLASS_BALANCE for kind in kinds.values()):
             self._refuse("class_balance", f"{{task: one of {', '.join(CLASS_BALANCE)}}}")
         if BALANCING[self.balancing].needs_gradients and self.accumulation > 1:
             self._refuse("accumulation", f"1 with {self.balancing}, which compares the gradients of one batch")
@@ -170,7 +171,7 @@ class History:
 
     @property
     def best_epoch(self) -> int:
-        """The (first) epoch with the best mean score, the one whose weights `fit` leaves in the model."""
+        """The (first) epoch with the best mean score, whose weights `fit` leaves in the model (keep="best")."""
         return int(self.scores.idxmax())
 
     @property
@@ -228,8 +229,9 @@ def make_balance(model: MultiTaskModel, config: TrainingConfig, examples: Sequen
     criteria = {}
     for task in model.tasks:
         if kind := config.class_balance.get(task.name):
-            codes = torch.tensor([c for e in examples for c in torch.atleast_1d(torch.tensor(e["labels"][task.name]))])
-            counts = torch.bincount(codes[codes != IGNORE], minlength=len(task.classes))
+            codes = [code for example in examples for code in np.atleast_1d(example["labels"][task.name])]
+            valid = torch.tensor([code for code in codes if code != IGNORE], dtype=torch.long)
+            counts = torch.bincount(valid, minlength=len(task.classes))
             criteria[task.name] = class_criterion(kind, counts)
     return BALANCING[config.balancing](usual | config.task_weights, criteria)
 
@@ -344,7 +346,7 @@ def fit(
     config: TrainingConfig | None = None,
     directory: str | Path | None = None,
 ) -> History:
-    """Train in place, on the model's device; the model ends in eval mode with the weights of its best epoch.
+    """Train in place, on the model's device; the model ends in eval mode with the weights of the epoch to keep.
 
     Args:
         model: its parameters with requires_grad train, or what `freeze` has chosen. What the layers compute that

@@ -647,6 +647,16 @@ def test_the_weights_of_gradnorm_stay_positive_and_sum_to_their_number(steps):
         assert (balance.weights > 0).all()
 
 
+def test_a_weight_near_zero_is_not_taken_below_it():
+    """It should be 2 / 101, less than the rate of Adam."""
+    balance, path = GradNorm({"a": 1.0, "b": 1.0}), []
+    balance.lengths = {"a": 1.0, "b": 100.0}
+    for _ in range(200):
+        balance.end_step({"a": 2.0, "b": 5.0})
+        path.append(balance.weights[1].item())
+    assert 0 < min(path) < 0.025
+
+
 def test_a_task_without_a_label_is_left_out_of_the_comparison():
     balance = GradNorm(dict.fromkeys("abc", 1.0))
     balance.lengths = {"a": 1.0, "c": 3.0}
