@@ -95,7 +95,7 @@ def gradual_unfreezing(model: MultiTaskModel, layers_per_epoch: int = 1) -> None
 def layerwise_decay(model: MultiTaskModel, decay: float = 0.8) -> None:
     """Everything trains, each layer at `decay` times the rate of the one above it: general features move less.
 
-    "Discriminative fine-tuning" of Howard and Ruder 2018, section 3.1, https://arxiv.org/abs/1801.06146.
+    "Discriminative fine-tuning" of Howard and Ruder 2018, section 3.2, https://arxiv.org/abs/1801.06146.
     """
     if not 0 < decay <= 1:
         raise ValueError(f"decay is {decay!r}, expected a number above 0 and at most 1")
