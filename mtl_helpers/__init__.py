@@ -1,6 +1,6 @@
 """A thin package behind a notebook course on multi-task learning with sentence transformers.
 
-Read the modules in the order in which the course meets them: tasks, corpus, minilm, encoder, multitask,
+Read the modules in the order in which the course meets them: tasks, corpus, public, minilm, encoder, multitask,
 evaluation, freezing, balancing, training, sweeps; figures holds the house style.
 """
 

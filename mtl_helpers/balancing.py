@@ -36,7 +36,7 @@ class TaskSampling:
         alpha: 1 is proportional to size, 0.5 square root, 0 uniform; 1 / T is what is called a temperature of T
             (Raffel et al. 2020, section 3.5.2, https://arxiv.org/abs/1910.10683).
         final_alpha: if given, alpha goes there in equal steps from the first epoch to the last: annealed sampling
-            (Stickland and Murray 2019, section 5.2: from 1 to 0.2, https://arxiv.org/abs/1902.02671).
+            (Stickland and Murray 2019: from 1 to 0.2, https://arxiv.org/abs/1902.02671).
         cap: rows of a task beyond this number don't count for its share (Raffel et al. 2020: the limit K).
         order: "shuffled": each batch holds rows of one task, and the batches come at random; "round_robin": the same
             in turns; "mixed": a batch holds rows of all tasks, so that each step hears all of them.
@@ -241,10 +241,12 @@ class GradientBalance(LossBalance):
     def open(self, model: MultiTaskModel, batch: dict) -> dict:
         if model.encoder.pooling == "last_layers":
             raise ValueError("pooling is 'last_layers', expected one of the last layer, where gradients are compared")
-        self.noted = {}
         self.top = model.encoder(batch)[1][-1]
         self.leaf = self.top.detach().requires_grad_()
-        return batch | {"states": self.leaf, "frozen_layers": len(layers_of(model.encoder.backbone))}
+        return super().open(model, batch) | {
+            "states": self.leaf,
+            "frozen_layers": len(layers_of(model.encoder.backbone)),
+        }
 
     def backward(self, losses: Mapping[str, Tensor]) -> None:
         gradients = {
@@ -368,7 +370,7 @@ def class_weights(counts: Tensor, kind: Literal["inverse", "effective"] = "inver
     Args:
         counts: (C,) labels of each class in the training data; a class without any counts as if it had one.
         kind: "inverse" to the number n of labels, or to their "effective" number (1 - beta^n) / (1 - beta), which
-            grows ever more slowly: Cui et al. 2019, equation 2, https://arxiv.org/abs/1901.05555.
+            grows ever more slowly: Cui et al. 2019, proposition 1, https://arxiv.org/abs/1901.05555.
         beta: near 1 it is the number itself; 0.99 suits classes of some hundred labels.
     """
     n = counts.double().clamp(min=1)

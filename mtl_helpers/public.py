@@ -3,7 +3,7 @@
 import hashlib
 import os
 import urllib.request
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 
 import pandas as pd
@@ -45,6 +45,9 @@ HOST = "https://raw.githubusercontent.com/"
 
 QUESTION_TYPE = Task("question_type", ("description", "entity", "abbreviation", "person", "location", "number"))
 ENTITIES = TASKS[-1]
+_WNUT_TYPES = Task(
+    "entities", ("person", "location", "corporation", "group", "product", "creative-work"), level="token"
+)
 _OUR_TYPES = {"person": "PER", "location": "LOC", "corporation": "ORG", "group": "ORG"}
 
 
@@ -114,19 +117,11 @@ def _read_conll(path: Path) -> pd.DataFrame:
     rows = []
     lines = path.read_text(encoding="utf-8").split("\n")
     for is_text, group in groupby(lines, key=lambda line: bool(line.strip())):
-        if not is_text:
-            continue
-        text, spans, previous = "", [], "O"
-        for line in group:
-            word, label = line.rstrip().rsplit("\t", 1)
-            start = len(text) + bool(text)
-            text += " " * bool(text) + word
-            prefix, _, kind = label.partition("-")
-            if prefix == "I" and previous == kind:
-                spans[-1][1] = len(text)
-            elif prefix in ("B", "I"):
-                spans.append([start, len(text), kind])
-            previous = kind
-        kept = [(start, end, _OUR_TYPES[kind]) for start, end, kind in spans if kind in _OUR_TYPES]
-        rows.append({"text": text, "entities": kept})
+        if is_text:
+            words, labels = zip(*(line.rstrip().rsplit("\t", 1) for line in group), strict=True)
+            ends = list(accumulate(len(word) + 1 for word in words))
+            offsets = [(end - 1 - len(word), end - 1) for word, end in zip(words, ends, strict=True)]
+            spans = _WNUT_TYPES.decode([_WNUT_TYPES.index(label) for label in labels], offsets)
+            kept = [(start, end, _OUR_TYPES[kind]) for start, end, kind in spans if kind in _OUR_TYPES]
+            rows.append({"text": " ".join(words), "entities": kept})
     return pd.DataFrame(rows, dtype=object)
