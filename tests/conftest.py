@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network; read when huggingface_hub is imported
@@ -110,3 +111,19 @@ def model(tiny: SentenceEncoder) -> MultiTaskModel:
     """The course's four tasks on a tiny BERT of the test's own, in eval mode."""
     torch.manual_seed(0)
     return MultiTaskModel(tiny).eval()
+
+
+@pytest.fixture(scope="session")
+def short(corpus: pd.DataFrame) -> pd.DataFrame:
+    """Short sentences, with and without entities in turn."""
+    rows = corpus[corpus["text"].str.len() < 40]
+    return rows.assign(turn=rows.groupby(rows["entities"].map(bool)).cumcount()).sort_values("turn", kind="stable")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Another number of threads adds in another order: equal to the bit are only runs with the same number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from exactly import assert_identical, assert_same_history, weights
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -39,6 +40,7 @@ from mtl_helpers.freezing import cache_states, freeze
 from mtl_helpers.tasks import IGNORE
 from mtl_helpers.training import epoch_batches, make_balance, make_optimizer, train_step
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = [task.name for task in TASKS]
 PAIR = (TASKS[0], TASKS[2])  # topic and sentiment
 LEARNT = ("uncertainty", "dynamic_weight_average", "gradnorm")  # methods that change the weights
@@ -47,22 +49,6 @@ CONFIG = TrainingConfig(
 )
 FACTORS = {"topic": 2.0, "sentence_type": 0.5, "sentiment": 1.0, "entities": 3.0}
 FREE = replace(CONFIG, max_norm=math.inf, task_weights=FACTORS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Another number of threads adds in another order: equal to the bit are only runs with the same number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def short(corpus: pd.DataFrame) -> pd.DataFrame:
-    """Short sentences, with and without entities in turn; all of them labelled for all tasks."""
-    rows = corpus[corpus["text"].str.len() < 40]
-    return rows.assign(turn=rows.groupby(rows["entities"].map(bool)).cumcount()).sort_values("turn", kind="stable")
 
 
 @pytest.fixture
@@ -102,23 +88,6 @@ def build(family_dirs: dict[str, Path]) -> Callable[..., MultiTaskModel]:
         return MultiTaskModel(SentenceEncoder.from_pretrained(family_dirs["bert"], **settings), tasks, dropout=dropout)
 
     return build
-
-
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def assert_identical(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Equal to the bit."""
-    assert list(found) == list(expected)
-    assert [name for name, tensor in found.items() if not torch.equal(tensor, expected[name])] == []
-
-
-def assert_same_history(found: History, expected: History) -> None:
-    """Equal to the last digit, but for the seconds."""
-    for which in ("epochs", "steps"):
-        sides = [history.to_frame(which).drop(columns="seconds", errors="ignore") for history in (found, expected)]
-        pd.testing.assert_frame_equal(*sides, check_exact=True)
 
 
 @contextmanager

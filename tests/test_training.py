@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from exactly import assert_identical, assert_same_history, weights
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -28,28 +29,13 @@ from mtl_helpers.checkpoints import Checkpoints
 from mtl_helpers.corpus import collate, make_examples
 from mtl_helpers.training import epoch_batches, learning_rate_factor, make_optimizer, train_step, validate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = [task.name for task in TASKS]
 EPOCH_COLUMNS = ["epoch", "task", "train_loss", "validation_loss", "accuracy", "score", "epochs_seen"]
 CONFIG = TrainingConfig(
     epochs=3, learning_rate=3e-3, head_learning_rate=1e-2, max_tokens=80, precision="float32", checkpoint_every=3
 )
 STEPS = 15  # that CONFIG takes on `train`: three epochs of five, so that most checkpoints lie inside an epoch
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Another number of threads adds in another order: equal to the bit are only runs with the same number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def short(corpus: pd.DataFrame) -> pd.DataFrame:
-    """Short sentences, with and without entities in turn."""
-    rows = corpus[corpus["text"].str.len() < 40]
-    return rows.assign(turn=rows.groupby(rows["entities"].map(bool)).cumcount()).sort_values("turn", kind="stable")
 
 
 @pytest.fixture
@@ -83,23 +69,6 @@ def scrambled(model: MultiTaskModel) -> MultiTaskModel:
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter))
     return model
-
-
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def assert_identical(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Equal to the bit."""
-    assert list(found) == list(expected)
-    assert [name for name, tensor in found.items() if not torch.equal(tensor, expected[name])] == []
-
-
-def assert_same_history(found: History, expected: History) -> None:
-    """Equal to the last digit, but for the seconds."""
-    for which in ("epochs", "steps"):
-        sides = [history.to_frame(which).drop(columns="seconds", errors="ignore") for history in (found, expected)]
-        pd.testing.assert_frame_equal(*sides, check_exact=True)
 
 
 def checkpoints_in(directory: Path) -> list[str]:
