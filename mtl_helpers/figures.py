@@ -1,7 +1,7 @@
 """The house style and the figures that the course uses more than once.
 
 Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), told apart by most colour-blind readers;
-a task keeps its colour in all notebooks.
+a task keeps its colour in all notebooks. Each colour has a marker, which tells lines apart in greyscale.
 """
 
 import inspect
@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 TASK_COLOURS = {"topic": "#0072B2", "sentence_type": "#D55E00", "sentiment": "#009E73", "entities": "#CC79A7"}
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#777777"
+MARKERS = dict(zip((*PALETTE, GREY), "osD^v>po", strict=True))
 
 
 def use_house_style() -> None:
@@ -70,7 +71,8 @@ def dots_with_intervals(
     places = np.arange(len(labels))
     ax.errorbar(values, places, xerr=[values - low, high - values], fmt="o", color=colour, capsize=3)
     for place, value in zip(places, values, strict=True):
-        ax.annotate(f"{value:{unit}}", (value, place), (0, 6), textcoords="offset points", ha="center", fontsize=10)
+        look = {"ha": "center", "fontsize": 10, "bbox": {"fc": "white", "ec": "none", "pad": 0.5}}
+        ax.annotate(f"{value:{unit}}", (value, place), (0, 6), textcoords="offset points", **look)
     ax.set_yticks(places, labels)
     ax.set_ylim(len(labels) - 0.5, -0.6)
 
@@ -78,11 +80,13 @@ def dots_with_intervals(
 def scatter_by_label(ax: Axes, points: np.ndarray, labels: Sequence[str], order: Sequence[str]) -> None:
     """Points (N, 2) coloured by label, without scales (the axes of a map have no unit), with a legend."""
     labels = np.asarray(labels)
-    rows = np.random.default_rng(0).permutation(len(labels))  # so that no label lies on top of all the others
+    rows = np.random.default_rng(0).permutation(len(labels))
     colours = dict(zip(order, PALETTE, strict=False))
-    ax.scatter(*points[rows].T, c=[colours[label] for label in labels[rows]], s=7, linewidths=0)
-    for label in order:
-        ax.scatter([], [], color=colours[label], s=25, label=label)
+    for part in np.array_split(rows, 20):  # a part has every label, so that all labels lie on top somewhere
+        for label, colour in colours.items():
+            ax.scatter(*points[part[labels[part] == label]].T, color=colour, marker=MARKERS[colour], s=9, linewidths=0)
+    for label, colour in colours.items():
+        ax.scatter([], [], color=colour, marker=MARKERS[colour], s=25, label=label)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(True)
 
@@ -94,10 +98,11 @@ def curve_with_intervals(ax: Axes, x: Sequence, rows: Sequence[tuple[float, floa
         ax: where to draw.
         x: (N,) places.
         rows: (value, low, high) at each place.
-        look: colour, label and so on, as for `Axes.errorbar`.
+        look: colour, label and so on, as for `Axes.errorbar`; the marker is the colour's unless given.
     """
     values, low, high = np.array(rows).T
-    ax.errorbar(x, values, yerr=[values - low, high - values], marker="o", markersize=5, capsize=3, **look)
+    look = {"marker": MARKERS.get(look.get("color"), "o"), "markersize": 5, "capsize": 3} | look
+    ax.errorbar(x, values, yerr=[values - low, high - values], **look)
 
 
 def headline(figure: Figure, text: str) -> None:
@@ -110,9 +115,10 @@ def draw_history(epochs: pd.DataFrame, best: int) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
     for (task, rows), spare in zip(epochs.groupby("task", sort=False), itertools.cycle(PALETTE)):
         colour = TASK_COLOURS.get(task, spare)
-        left.plot(rows["epoch"], rows["train_loss"], "--", color=colour)
-        left.plot(rows["epoch"], rows["validation_loss"], color=colour)
-        right.plot(rows["epoch"], rows["score"], "o-", color=colour, label=task.replace("_", " "), markersize=4)
+        look = {"color": colour, "marker": MARKERS[colour], "markersize": 4}
+        left.plot(rows["epoch"], rows["train_loss"], "--", **look)
+        left.plot(rows["epoch"], rows["validation_loss"], **look)
+        right.plot(rows["epoch"], rows["score"], label=task.replace("_", " "), **look)
     left.set(xlabel="epoch", ylabel="loss per label (nats)", yscale="log", title="loss (dashed: training)")
     right.set(xlabel="epoch", ylabel="F1 on validation", title=f"score (best mean: epoch {best})")
     right.axvline(best, color=GREY, linestyle=":")
