@@ -185,7 +185,7 @@ def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = 10) -> pd
 def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
     """Mean distance of confidence and accuracy over the bins of `calibration`, weighted by their size, in 0 to 1.
 
-    Guo et al. 2017, "On calibration of modern neural networks", equation 5 (https://arxiv.org/abs/1706.04599).
+    Guo et al. 2017, "On calibration of modern neural networks", section 2 (https://arxiv.org/abs/1706.04599).
     """
     table = calibration(confidence, right, bins)
     return float(np.average((table["confidence"] - table["accuracy"]).abs(), weights=table["n"]))
