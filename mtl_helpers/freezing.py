@@ -124,9 +124,9 @@ def bias_only(model: MultiTaskModel) -> None:
 
 
 def lora(model: MultiTaskModel, rank: int = 8) -> None:
-    """The backbone is frozen; every linear map W in its layers becomes W + BA with B and A of a small rank.
+    """The backbone is frozen; every linear map W in its layers becomes W + 2BA with B and A of a small rank.
 
-    Hu et al. 2021, https://arxiv.org/abs/2106.09685, by the peft library. `merge_lora` adds BA to W for good.
+    Hu et al. 2021, https://arxiv.org/abs/2106.09685, by the peft library. `merge_lora` adds 2BA to W for good.
     """
     if type(rank) is not int or rank < 1:
         raise ValueError(f"rank is {rank!r}, expected a whole number of at least 1")

@@ -1,7 +1,7 @@
 """The encoder of all-MiniLM-L6-v2 written out: embeddings, six transformer layers, nothing else.
 
 Architecture: Vaswani et al. 2017, "Attention is all you need" (https://arxiv.org/abs/1706.03762), in the form of
-BERT (Devlin et al. 2019, https://arxiv.org/abs/1810.04805). Weights: Wang et al. 2020, "MiniLM"
+BERT (Devlin et al. 2019, https://arxiv.org/abs/1810.04805). Weights: every second layer of Wang et al. 2020, "MiniLM"
 (https://arxiv.org/abs/2002.10957), tuned for sentence similarity by the authors of sentence-transformers.
 Shapes: B texts, T tokens, H = 384 width, A = 12 attention heads of H / A = 32.
 """

@@ -48,7 +48,7 @@ class TrainingConfig:
             of the course (data/results/one_or_many.csv).
         head_learning_rate: of the heads at its peak: they start from random numbers and have further to go.
         optimizer: "adamw" (decoupled weight decay, Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101) or
-            "adam" (the decay is added to the gradient, Kingma and Ba 2015, https://arxiv.org/abs/1412.6980).
+            "adam" (Kingma and Ba 2015, https://arxiv.org/abs/1412.6980, the decay added to the gradient).
         weight_decay: of weight matrices; biases and layer norms are never decayed.
         schedule: of the learning rates behind the warm-up: "linear" or "cosine" to zero, "step" (a tenth for the last
             third of the steps) or "constant". Rates that end at zero let the last steps settle.
