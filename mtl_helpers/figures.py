@@ -69,9 +69,9 @@ def dots_with_intervals(
     """
     values, low, high = np.array(rows).T
     places = np.arange(len(labels))
-    ax.errorbar(values, places, xerr=[values - low, high - values], fmt="o", color=colour, capsize=3)
+    ax.errorbar(values, places, xerr=[values - low, high - values], fmt="o", color=colour, capsize=3, zorder=3)
+    look = {"ha": "center", "fontsize": 10, "zorder": 2.5, "bbox": {"fc": "white", "ec": "none", "pad": 0.5}}
     for place, value in zip(places, values, strict=True):
-        look = {"ha": "center", "fontsize": 10, "bbox": {"fc": "white", "ec": "none", "pad": 0.5}}
         ax.annotate(f"{value:{unit}}", (value, place), (0, 6), textcoords="offset points", **look)
     ax.set_yticks(places, labels)
     ax.set_ylim(len(labels) - 0.5, -0.6)
@@ -82,7 +82,7 @@ def scatter_by_label(ax: Axes, points: np.ndarray, labels: Sequence[str], order:
     labels = np.asarray(labels)
     rows = np.random.default_rng(0).permutation(len(labels))
     colours = dict(zip(order, PALETTE, strict=False))
-    for part in np.array_split(rows, 20):  # a part has every label, so that all labels lie on top somewhere
+    for part in np.array_split(rows, 20):  # layer by layer, so that no label lies on top of all the others
         for label, colour in colours.items():
             ax.scatter(*points[part[labels[part] == label]].T, color=colour, marker=MARKERS[colour], s=9, linewidths=0)
     for label, colour in colours.items():
