@@ -10,6 +10,7 @@ from jinja2 import DictLoader, pass_context
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbconvert.preprocessors import TagRemovePreprocessor
 from nbformat import NotebookNode
 
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
@@ -81,9 +82,13 @@ def heading(notebook: NotebookNode) -> tuple[str, str]:
 
 
 def render(notebook: NotebookNode, path: Path, home: str = "") -> str:
-    """The notebook as one HTML page; ``path`` is its file, ``home`` the index page to link to, if any."""
+    """The notebook as one HTML page; ``path`` is its file, ``home`` the index page to link to, if any.
+
+    Of cells tagged ``hide-input`` only the outputs are shown.
+    """
     exporter = PageExporter(extra_loaders=[DictLoader({"page.html.j2": TEMPLATE})], template_file="page.html.j2")
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
+    exporter.register_preprocessor(TagRemovePreprocessor(remove_input_tags={"hide-input"}), enabled=True)
     metadata = {"path": str(path.parent), "name": re.sub(r"[*_`$]", "", heading(notebook)[0]) or path.stem}
     html, _ = exporter.from_notebook_node(notebook, {"metadata": metadata, "style": STYLE, "home": home})
     return html.replace("No description has been provided for this image", "Figure, read in the text after it")
