@@ -84,13 +84,20 @@ def heading(notebook: NotebookNode) -> tuple[str, str]:
 def render(notebook: NotebookNode, path: Path, home: str = "") -> str:
     """The notebook as one HTML page; ``path`` is its file, ``home`` the index page to link to, if any.
 
-    Of cells tagged ``hide-input`` only the outputs are shown.
+    Of cells tagged ``hide-input`` only the outputs are shown, if there are any.
     """
     exporter = PageExporter(extra_loaders=[DictLoader({"page.html.j2": TEMPLATE})], template_file="page.html.j2")
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     exporter.register_preprocessor(TagRemovePreprocessor(remove_input_tags={"hide-input"}), enabled=True)
+    shown = [
+        cell
+        for cell in notebook.cells
+        if cell.get("outputs", True) or "hide-input" not in cell.metadata.get("tags", [])
+    ]
     metadata = {"path": str(path.parent), "name": re.sub(r"[*_`$]", "", heading(notebook)[0]) or path.stem}
-    html, _ = exporter.from_notebook_node(notebook, {"metadata": metadata, "style": STYLE, "home": home})
+    html, _ = exporter.from_notebook_node(
+        NotebookNode(notebook, cells=shown), {"metadata": metadata, "style": STYLE, "home": home}
+    )
     return html.replace("No description has been provided for this image", "Figure, read in the text after it")
 
 
