@@ -28,7 +28,10 @@ PRINT = """
 nav.contents ol { list-style: none; padding: 0; margin: 0.8rem 0; }
 nav.contents ol ol { columns: 2; font-size: 14px; margin: 0.2rem 0 0 1.2rem; }
 section.chapter { break-before: page; max-width: 960px; margin: 0 auto; }
-@media print { body { font-size: 14px; padding: 0; } .anchor-link { display: none; }
+@media print { body { font-size: 13px; padding: 0; --jp-code-font-size: 11px; } .anchor-link { display: none; }
+  .jp-Notebook .jp-RenderedHTMLCommon { font-size: 13px; line-height: 1.5; }
+  .jp-Notebook .jp-RenderedMarkdown table, .jp-Notebook .jp-RenderedHTML table { font-size: 11.5px; }
+  .jp-Notebook td, .jp-Notebook th { padding: 0.25em 0.5em; }
   .jp-InputArea-editor pre, pre { white-space: pre-wrap; } img, tr, .jp-OutputArea-child { break-inside: avoid; }
   h1, h2, h3 { break-after: avoid; } .jp-Notebook .jp-OutputArea-output, .jp-Notebook table { overflow: visible; } }
 @page { size: A4; margin: 16mm 14mm; }
