@@ -223,6 +223,16 @@ def test_mtl_rerun_compares_several_rows_per_run_and_large_numbers(monkeypatch):
     assert len(sweep("s", grid, layers, seeds=range(2))) == 12
 
 
+def test_mtl_rerun_takes_none_for_an_empty_cell(monkeypatch):
+    found = {"score": 0.5, "share": None}
+    sweep("s", GRID[:1], lambda **_: found, seeds=[0])
+    monkeypatch.setenv("MTL_RERUN", "all")
+    assert sweep("s", GRID[:1], lambda **_: found, seeds=[0])["share"].isna().all()
+    found["share"] = 0.5
+    with pytest.raises(ValueError, match="gives other results"):
+        sweep("s", GRID[:1], lambda **_: found, seeds=[0])
+
+
 def test_mtl_rerun_passes_over_times_and_what_validation_chose(monkeypatch):
     numbers = itertools.count(1)
     scores = {"score": 0.5}
