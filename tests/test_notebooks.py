@@ -268,7 +268,8 @@ def small_course(tmp_path_factory: pytest.TempPathFactory) -> Path:
         v4.new_code_cell("import os, sys\nprint('a')\nprint(os.environ['HF_HUB_OFFLINE'], sys.executable)"),
         v4.new_code_cell("import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"),
         v4.new_code_cell("from IPython.display import Markdown\nMarkdown('The score is $\\\\rho$.')"),
-        v4.new_code_cell("print(6 * 7)  # how", metadata={"tags": ["hide-input"]}),
+        v4.new_code_cell("print('this ' + 'is shown')", metadata={"tags": ["hide-input"]}),
+        v4.new_code_cell("this_is_not = 0", metadata={"tags": ["hide-input"]}),
     )
     write_notebook(root / "notebooks" / "solutions" / "01_tiny.ipynb", v4.new_markdown_cell("# Answers\n\nFour."))
     (root / "data").mkdir()
@@ -289,7 +290,8 @@ def test_page_needs_no_network(small_course: Path):
 
 def test_hidden_input_leaves_its_output(small_course: Path):
     html = (small_course / "_site" / "01_tiny.html").read_text(encoding="utf-8")
-    assert "42" in html and "# how" not in html
+    assert "this is shown" in html and "is shown&#39;" not in html and "this_is_not" not in html
+    assert html.count("celltag_hide-input") == 1  # a cell that would be empty leaves no gap
 
 
 def test_datasheet_is_a_page_of_the_site(small_course: Path):
@@ -314,7 +316,7 @@ def test_executing_leaves_the_file_alone_and_uses_this_interpreter(small_course:
     text = shown_text(notebook.cells[2].outputs)
     assert text.split()[:3] == ["stdout:", "a", "1"]
     assert Path(text.split()[3]).parent.samefile(Path(sys.executable).parent)
-    assert [cell.execution_count for cell in notebook.cells[2:]] == [1, 2, 3, 4]
+    assert [cell.execution_count for cell in notebook.cells[2:]] == [1, 2, 3, 4, 5]
     assert notebook.metadata == {"kernelspec": course.KERNEL, "language_info": {"name": "python"}}
     assert "image/png" in notebook.cells[3].outputs[0].data
 
