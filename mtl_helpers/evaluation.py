@@ -1,6 +1,7 @@
 """Scores and how sure they are: per task, per class, per capability; intervals, paired tests, calibration, probes."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -194,9 +195,19 @@ def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, bins: 
 # ---------------------------------------------------------------------------------------- how sure is it
 
 
-def bootstrap(
-    score: Callable[..., float], *columns: np.ndarray, draws: int = 1000, seed: int = 0
-) -> tuple[float, float, float]:
+class Interval(NamedTuple):
+    """A value and its 95 % interval. As text, f"{interval:+.1f}" gives "+1.2 (+0.3 to +2.1)"."""
+
+    value: float
+    low: float
+    high: float
+
+    def __format__(self, spec: str) -> str:
+        value, low, high = (format(number, spec) for number in self)
+        return f"{value} ({low} to {high})"
+
+
+def bootstrap(score: Callable[..., float], *columns: np.ndarray, draws: int = 1000, seed: int = 0) -> Interval:
     """A score and its 95 % percentile interval over the choice of examples (Efron 1979).
 
     Args:
@@ -211,7 +222,7 @@ def bootstrap(
     arrays = [np.asarray(column) for column in columns]
     rows = np.random.default_rng(seed).integers(len(arrays[0]), size=(draws, len(arrays[0])))
     low, high = np.quantile([score(*(array[row] for array in arrays)) for row in rows], [0.025, 0.975])
-    return float(score(*arrays)), float(low), float(high)
+    return Interval(float(score(*arrays)), float(low), float(high))
 
 
 def paired_test(
@@ -246,14 +257,14 @@ def paired_test(
     return float(difference), extreme / (draws + 1)
 
 
-def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:
+def seed_interval(values: Sequence[float]) -> Interval:
     """Mean over seeds and its 95 % interval by Student's t.
 
     For a comparison pass the differences of the two sides seed by seed: that is a paired interval.
     """
     values = np.asarray(values, dtype=float)
     half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+    return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
 
 
 def linear_probe(

@@ -20,6 +20,7 @@ from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_su
 
 from mtl_helpers import TASKS, Task, evaluate, evaluation, load_challenge
 from mtl_helpers.evaluation import (
+    Interval,
     bootstrap,
     calibration,
     class_report,
@@ -478,6 +479,11 @@ def test_the_bootstrap_takes_tables_of_counts():
     value, low, high = bootstrap(span_f1, counts, draws=200)
     assert value == span_f1(counts)
     assert low < value < high
+
+
+def test_an_interval_reads_as_value_low_and_high():
+    assert f"{Interval(1.24, -0.5, 2.0):+.1f}" == "+1.2 (-0.5 to +2.0)"
+    assert f"{seed_interval([1.0, 1.0, 1.0]):.2f}" == "1.00 (1.00 to 1.00)"
 
 
 @given(st.lists(st.integers(-800, 800).map(lambda n: n / 8), min_size=2, max_size=12, unique=True))
