@@ -57,6 +57,7 @@ def dots_with_intervals(
     rows: Sequence[tuple[float, float, float]],
     colour: str = PALETTE[0],
     unit: str = ".3f",
+    reference: Sequence[tuple[float, float, float]] = (),
 ) -> None:
     """One dot and its interval per label, from top to bottom, the value written beside it.
 
@@ -66,7 +67,12 @@ def dots_with_intervals(
         rows: (value, low, high) of each.
         colour: of dots and lines.
         unit: format of the values.
+        reference: (value, low, high) of each to compare with, drawn in grey below it.
     """
+    if len(reference):
+        values, low, high = np.array(reference).T
+        bars = {"xerr": [values - low, high - values], "capsize": 3}
+        ax.errorbar(values, np.arange(len(labels)) + 0.25, fmt="D", markersize=5, color=GREY, **bars)
     values, low, high = np.array(rows).T
     places = np.arange(len(labels))
     ax.errorbar(values, places, xerr=[values - low, high - values], fmt="o", color=colour, capsize=3, zorder=3)
