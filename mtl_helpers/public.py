@@ -87,6 +87,19 @@ def load_public(name: str) -> pd.DataFrame:
     return table
 
 
+def questions_and_names(split: str, n: int | None = None, seed: int = 0) -> pd.DataFrame:
+    """TREC-6 and WNUT-17 as one table with two tasks, question_type and entities; each row lacks the other's label.
+
+    Args:
+        split: "train", "validation" or "test".
+        n: number of texts to draw of each data set (default: all).
+        seed: of the draw.
+    """
+    table = pd.concat([load_public("trec6"), load_public("wnut17")], ignore_index=True)
+    table = table[table["split"] == split]
+    return table if n is None else table.groupby(table.question_type.isna()).sample(n, random_state=seed)
+
+
 def _fetch(file: str, address: str, sha256: str) -> Path:
     """Path of a file in the local folder, downloaded if need be and checked."""
     folder = Path(os.environ.get("MTL_PUBLIC", Path.home() / ".cache" / "mtl_helpers"))

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from mtl_helpers import load_public, public
-from mtl_helpers.public import ENTITIES, PUBLIC, QUESTION_TYPE
+from mtl_helpers.public import ENTITIES, PUBLIC, QUESTION_TYPE, questions_and_names
 
 CONLL = (
     "No\tO\nnames\tO\n\t\nZoë\tB-person\nB.\tI-person\n\n\n"
@@ -106,6 +106,19 @@ def test_names_are_read_as_spans(folder: Path, monkeypatch: pytest.MonkeyPatch):
         rows = table[table["split"] == split]
         assert list(zip(rows["text"], rows["entities"], strict=True)) == ROWS
     assert table["text"].iloc[-1] == "it" and table["split"].iloc[-1] == "test"
+
+
+def test_questions_and_names_share_a_table_and_no_row(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    put(folder, monkeypatch, "trec6", b"".join(b"4 Where ?\n" for _ in range(20)), b"5 How far ?\n")
+    put(folder, monkeypatch, "wnut17", CONLL.encode() * 9, CONLL.encode(), b"it\tO\n")
+    table = questions_and_names("train")
+    assert set(table["split"]) == {"train"} and table.index.is_unique
+    assert (table.question_type.isna() != table.entities.isna()).all()
+    drawn = questions_and_names("train", 5, seed=1)
+    assert drawn.question_type.notna().sum() == 5 == drawn.entities.notna().sum()
+    assert drawn.equals(questions_and_names("train", 5, seed=1))
+    assert not drawn.equals(questions_and_names("train", 5, seed=2))
+    assert questions_and_names("test").text.tolist() == ["How far ?", "it"]
 
 
 @pytest.mark.parametrize(
