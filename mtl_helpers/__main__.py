@@ -6,38 +6,34 @@ Exit codes: 0 fine, 1 something wrong with the data or the model, 2 wrong usage,
 
 import argparse
 import csv
-import hashlib
 import io
 import json
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
-import pandas as pd
-import torch
+from .console import FIRST, expanded, guarded, say, write  # other modules when needed: some take seconds
 
-from .corpus import SPLITS, CorpusError, load_corpus, read_rows
-from .encoder import SentenceEncoder, read_json, write_json
-from .evaluation import evaluate
-from .minilm import sha256_of
-from .multitask import MultiTaskModel
-from .tasks import TASKS, Task
-from .training import TrainingConfig, fit
+if TYPE_CHECKING:
+    import pandas as pd
 
-MOST_LABELS = 100  # a column with more different values is taken for free text
+    from .multitask import MultiTaskModel
+
 CHUNK = 1024  # lines that predict reads before it writes
-RUN = "training.json"  # in the model's folder: hashes of the data and of the weights that training started from
+RUN = "training.json"  # in the model's folder: the SHA-256 of the file that it was trained on
 
-SETTINGS = {  # those of TrainingConfig that can be given
-    "epochs": (int, "passes over the training rows"),
-    "learning_rate": (float, "of the encoder, at its peak"),
-    "head_learning_rate": (float, "of the heads, at its peak"),
-    "seed": (int, "of the heads' first weights, the order of the batches and dropout"),
+SETTINGS = {  # those of TrainingConfig that can be given, with its defaults
+    "epochs": (int, 5, "passes over the training rows"),
+    "learning_rate": (float, 2e-4, "of the encoder, at its peak"),
+    "head_learning_rate": (float, 1e-3, "of the heads, at its peak"),
+    "seed": (int, 0, "of the heads' first weights, the order of the batches and dropout"),
 }
+# More commands, {name: help}: each has a module of its name with a docstring, add_arguments(parser) and run(options).
+MODULES: dict[str, str] = {}
 
 PROGRAM = """Train one model for several labelling tasks at once on a CSV of yours, score it, use it.
 
@@ -104,73 +100,54 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of the program and its three commands."""
-    raw, defaults = argparse.RawDescriptionHelpFormatter, TrainingConfig()
+    """The parser of the program and its commands."""
+    raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m mtl_helpers", description=PROGRAM, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
 
-    def command(name: str, run: Callable, description: str, short: str) -> Callable:
+    def command(name: str, run: Callable, description: str | None, short: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=short, description=description, formatter_class=raw)
         sub.set_defaults(run=run, parser=sub)
-        return sub.add_argument
+        return sub
 
-    add = command("train", run_train, TRAIN, "train a model on a CSV and save it")
-    add("data", metavar="DATA.csv", help="labelled texts")
-    add("--output", metavar="DIR", required=True, help="folder for the model; made if it isn't there")
-    text = (
-        f"a column with one label per text; without labels here, the column's values (2 to {MOST_LABELS}); repeatable"
-    )
+    add = command("train", run_train, TRAIN, "train a model on a CSV and save it").add_argument
+    add("data", metavar="DATA.csv", type=expanded, help="labelled texts")
+    add("--output", metavar="DIR", type=expanded, required=True, help="folder for the model; made if it isn't there")
+    text = "a column with one label per text; without labels, the column's values (2 to 100); repeatable"
     add("--task", metavar="NAME[=LABEL,...]", action="append", default=[], help=text)
     text = "a column with spans of these types, in JSON; repeatable"
     add("--token-task", metavar="NAME=TYPE,...", action="append", default=[], help=text)
-    for name, (kind, text) in SETTINGS.items():
-        default, text = getattr(defaults, name), f"{text} (default: %(default)s)"
-        add(f"--{name.replace('_', '-')}", metavar="N" if kind is int else "X", type=kind, default=default, help=text)
+    add("--task-weight", metavar="NAME=X", type=weight, action="append", default=[], help="factor of a task's loss")
+    for name, (kind, default, text) in SETTINGS.items():
+        text, metavar = f"{text} (default: %(default)s)", "N" if kind is int else "X"
+        add(f"--{name.replace('_', '-')}", metavar=metavar, type=kind, default=default, help=text)
     text = "a Hugging Face encoder: a folder or a name on the hub (default: %(default)s, which is installed here)"
     add("--backbone", metavar="NAME_OR_DIR", default="all-MiniLM-L6-v2", help=text)
 
-    add = command("evaluate", run_evaluate, EVALUATE, "score a model on a CSV")
-    add("model", metavar="DIR", help="folder that train wrote")
-    add("data", metavar="DATA.csv", help="labelled texts")
+    add = command("evaluate", run_evaluate, EVALUATE, "score a model on a CSV").add_argument
+    add("model", metavar="DIR", type=expanded, help="folder that train wrote")
+    add("data", metavar="DATA.csv", type=expanded, help="labelled texts")
     text = "rows to score (default: test; all if the file has no column split and isn't the one trained on)"
-    add("--split", choices=[*SPLITS, "all"], help=text)
-    add("--output", metavar="FILE.csv", help="write the table there too (default: only print it)")
+    add("--split", choices=["train", "validation", "test", "all"], help=text)
+    text = "write the table there too (default: only print it)"
+    add("--output", metavar="FILE.csv", type=expanded, help=text)
 
-    add = command("predict", run_predict, PREDICT, "label texts with a model")
-    add("model", metavar="DIR", help="folder that train wrote")
+    add = command("predict", run_predict, PREDICT, "label texts with a model").add_argument
+    add("model", metavar="DIR", type=expanded, help="folder that train wrote")
     add("texts", metavar="TEXT", nargs="*", help="texts to label (default: the lines of standard input)")
     text = "csv: with a header; jsonl: one JSON object per line (default: %(default)s)"
     add("--format", choices=["csv", "jsonl"], default="csv", help=text)
+
+    for name, short in MODULES.items():
+        module = import_module(f".{name}", __package__)
+        module.add_arguments(command(name, module.run, module.__doc__, short))
     return parser
 
 
-def guarded(command: Callable[[], None], *more: type[Exception]) -> int:
-    """Run it; returns the exit code. Errors and warnings become one message each on standard error.
-
-    Args:
-        more: kinds of errors, besides those in data and models, that deserve no traceback.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = lambda message, *_, **__: say(f"warning: {' '.join(str(message).split())}")
-        try:
-            command()
-            sys.stdout.flush()
-        except BrokenPipeError:  # whoever reads, `head` for instance, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except KeyboardInterrupt as error:
-            say(str(error) or "stopped")
-            return 130
-        except (ValueError, OSError, FloatingPointError, *more) as error:
-            say(f"error: {error}")
-            return 1
-    return 0
-
-
-def say(text: str) -> None:
-    """A message for the user, beside the results."""
-    print(text, file=sys.stderr, flush=True)
+def weight(text: str) -> tuple[str, float]:
+    """Read NAME=X."""
+    name, _, factor = text.partition("=")
+    return name, float(factor)
 
 
 # ---------------------------------------------------------------------------------------- the three commands
@@ -178,43 +155,65 @@ def say(text: str) -> None:
 
 def run_train(options: argparse.Namespace) -> None:
     """Train, save, score."""
+    import torch
+
+    from .encoder import SentenceEncoder
+    from .folders import sha256_of
+    from .multitask import MultiTaskModel
+    from .own_tasks import declare, find_tasks, read_splits
+    from .runtime import device
+    from .settings import TrainingConfig
+    from .training import fit
+
     try:
-        declared = [declare(text, "sentence") for text in options.task]
-        declared += [declare(text, "token") for text in options.token_task]
-        config = TrainingConfig(**{name: getattr(options, name) for name in SETTINGS})
+        declared = declare(options.task, options.token_task)
+        settings = {name: getattr(options, name) for name in SETTINGS}
+        config = TrainingConfig(**settings, task_weights=dict(options.task_weight))
     except ValueError as error:
         options.parser.error(str(error))
-    path, output = Path(options.data), Path(options.output)
+    path, output = options.data, options.output
     tasks = find_tasks(path, declared)
-    parts = read_splits(path, tasks)
+    splits, data = read_splits(path, tasks), sha256_of(path)
     torch.manual_seed(options.seed)
-    model = MultiTaskModel(SentenceEncoder.from_pretrained(options.backbone), tasks)
-    run = start_or_go_on(output, path, model)
-    model.to(device())
+    model = MultiTaskModel(SentenceEncoder.from_pretrained(os.path.expanduser(options.backbone)), tasks).to(device())
     names = "; ".join(f"{task.name}: {', '.join(task.labels)}" for task in tasks)
-    say(f"training on {len(parts['train'])} texts ({model.encoder.backbone.device}); {names}")
+    say(f"training on {len(splits['train'])} texts ({model.encoder.backbone.device}); {names}")
+    steps = [path.name.partition("-step-")[2] for path in (output / "checkpoints").glob("*-step-*.pt")]
+    if steps:  # which `fit` refuses if they belong to another run
+        say(f"going on from step {int(max(steps)[:8])} (checkpoints in {output / 'checkpoints'})")
     try:
-        history = fit(model, parts["train"], parts["validation"], config, output / "checkpoints")
+        history = fit(model, splits["train"], splits["validation"], config, output / "checkpoints")
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"{str(error) or 'stopped'} (here: give the same command again)") from error
+    if not FIRST:
+        return
     model.save_pretrained(output)
-    write_json(output / RUN, run)
-    history.to_frame().to_csv(output / "history.csv", index=False)
+    write(output / RUN, json.dumps({"data": data}) + "\n")
+    write(output / "history.csv", history.to_frame().to_csv(index=False))
     say(f"saved in {output}: the weights of epoch {history.best_epoch} of {len(history.scores)}, best on validation")
-    if parts["test"].reindex(columns=[task.name for task in tasks]).notna().any(axis=None):
-        score(model, parts["test"], "split test", output / "evaluation.csv")
+    if splits["test"].reindex(columns=[task.name for task in tasks]).notna().any(axis=None):
+        score(model, splits["test"], "split test", output / "evaluation.csv")
     else:
         say(f"nothing to score it on: {path} has no labelled row in the split test")
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
     """Score a saved model."""
-    model, path = MultiTaskModel.from_pretrained(options.model).to(device()), Path(options.data)
-    rows, split, why = load_corpus(path, tasks=model.tasks), options.split or "test", ""
-    if options.split is None and "split" not in read_rows(path)[0]:
-        trained_on = read_run(Path(options.model)).get("data") == sha256_of(path)
-        split = "test" if trained_on else "all"
-        why = ": the part of this file that training kept aside" if trained_on else ": the file has no column split"
+    from .corpus import assign_splits, read_corpus
+    from .folders import read_json, sha256_of
+    from .multitask import MultiTaskModel
+    from .runtime import device
+    from .tables import CorpusError
+
+    model, path = MultiTaskModel.from_pretrained(options.model).to(device()), options.data
+    rows, split, why = read_corpus(path, model.tasks), options.split or "test", ""
+    if "split" not in rows:
+        rows["split"] = assign_splits(rows, model.tasks)
+        if options.split is None:
+            note = options.model / RUN
+            trained_on = note.is_file() and read_json(note).get("data") == sha256_of(path)
+            split = "test" if trained_on else "all"
+            why = ": the part of this file that training kept aside" if trained_on else ": the file has no column split"
     rows = rows if split == "all" else rows[rows["split"] == split].reset_index(drop=True)
     if not len(rows):
         raise CorpusError(f"{path}: found no row with the split {split}; --split all takes every row")
@@ -223,6 +222,9 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 def run_predict(options: argparse.Namespace) -> None:
     """Label texts, some at a time."""
+    from .multitask import MultiTaskModel
+    from .runtime import device
+
     model = MultiTaskModel.from_pretrained(options.model).to(device())
     texts = iter(options.texts) if options.texts else read_lines()
     if hasattr(sys.stdout, "reconfigure"):
@@ -235,87 +237,18 @@ def run_predict(options: argparse.Namespace) -> None:
         sys.stdout.flush()
 
 
-# ------------------------------------------------------------------------------------------------ their parts
+# ------------------------------------------------------------------------------------------ what they consist of
 
 
-def declare(text: str, level: Literal["sentence", "token"]) -> tuple[str, tuple[str, ...] | None, str]:
-    """Read NAME=LABEL,LABEL,... or, for a sentence task, NAME. Returns name, labels (None: to be looked up), level."""
-    name, given, labels = text.partition("=")
-    labels = tuple(label.strip() for label in labels.split(",")) if given else None
-    if labels is None and level == "token":
-        raise ValueError(f"argument --token-task: {text!r} names no types, expected NAME=TYPE,TYPE")
-    Task(name, ("a", "b") if labels is None else labels, level)  # says what is wrong with the name or the labels
-    return name, labels, level
-
-
-def find_tasks(path: Path, declared: list[tuple[str, tuple[str, ...] | None, str]]) -> list[Task]:
-    """The tasks of `declare`, or those of the course that the file has.
-
-    Raises CorpusError for a column that isn't there or whose values are no labels.
-    """
-    header, rows, _ = read_rows(path)
-    tasks = []
-    for name, labels, level in declared:
-        if name not in header:
-            raise CorpusError(f"{path}: found no column {name} among {', '.join(header)}, expected one for this task")
-        if labels is None:
-            column = header.index(name)
-            labels = sorted({cells[column] for _, cells in rows if cells[column].strip()})
-            if not 2 <= len(labels) <= MOST_LABELS:
-                what = f"found {len(labels)} different values, expected 2 to {MOST_LABELS} labels"
-                raise CorpusError(f"{path}, column {name}: {what}")
-        tasks.append(Task(name, labels, level))
-    return tasks or [task for task in TASKS if task.name in header] or list(TASKS)
-
-
-def read_splits(path: Path, tasks: list[Task]) -> dict[str, pd.DataFrame]:
-    """{split: rows}; raises CorpusError if there is nothing to train on or to choose the best epoch on."""
-    try:
-        rows = load_corpus(path, tasks=tasks)
-    except CorpusError as error:
-        hint = "\n  --task NAME declares a column of your own" if "no column for any task" in str(error) else ""
-        raise CorpusError(f"{error}{hint}") from error
-    parts = {name: rows[rows["split"] == name].reset_index(drop=True) for name in SPLITS}
-    for name in ("train", "validation"):
-        if not len(parts[name]):
-            remedy = "without a column split, five different texts or more are divided for you"
-            raise CorpusError(f"{path}: found no row for {name} among {len(rows)}, expected some; {remedy}")
-    return parts
-
-
-def start_or_go_on(output: Path, path: Path, model: MultiTaskModel) -> dict:
-    """Note in the folder, and return, what the run starts from; see that checkpoints there started from the same.
-
-    `fit` compares settings, data and shapes; two backbones of the same shape differ in their weights alone.
-    """
-    digest = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        digest.update(tensor.numpy().tobytes())
-    now, before = {"data": sha256_of(path), "weights": digest.hexdigest()}, read_run(output)
-    steps = sorted((output / "checkpoints").glob("step-*.safetensors"))
-    if steps and before.get("weights", now["weights"]) != now["weights"]:
-        what = "belong to a run that started from other weights (another --backbone or --seed)"
-        raise ValueError(f"{output / 'checkpoints'}: they {what}; delete them, or give another --output")
-    output.mkdir(parents=True, exist_ok=True)
-    if not steps:
-        write_json(output / RUN, now)
-    else:
-        say(f"going on from step {int(steps[-1].stem.removeprefix('step-'))} ({steps[-1]})")
-    return now
-
-
-def read_run(folder: Path) -> dict:
-    """What `run_train` noted there; empty if nothing."""
-    return read_json(folder / RUN) if (folder / RUN).is_file() else {}
-
-
-def score(model: MultiTaskModel, rows: pd.DataFrame, which: str, output: str | Path | None) -> None:
+def score(model: "MultiTaskModel", rows: "pd.DataFrame", which: str, output: Path | None) -> None:
     """Print the table of `evaluate` and, if wanted, write it as CSV."""
+    from .evaluation import evaluate
+
     say(f"scoring {len(rows)} texts ({which})")
     table = evaluate(model, rows)
     print(table.to_string(index=False, float_format="{:.3f}".format))
     if output is not None:
-        table.to_csv(output, index=False)
+        write(output, table.to_csv(index=False))
 
 
 def read_lines() -> Iterator[str]:
@@ -341,11 +274,6 @@ def csv_line(values: Iterable) -> str:
 def json_line(row: dict) -> str:
     """A row as a JSON object, numbers with 4 digits."""
     return json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, ensure_ascii=False)
-
-
-def device() -> torch.device:
-    """The accelerator, or the CPU if there is none."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 if __name__ == "__main__":

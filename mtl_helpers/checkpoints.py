@@ -1,95 +1,194 @@
-"""Checkpoints: the whole state of a run in one file that is good or refused, so that a killed run can go on."""
+"""Checkpoints: a run in one file that is good or refused, so that a killed run can go on to the same result."""
 
 import hashlib
 import json
 import os
 import warnings
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+
+from .balancing import LossBalance
+from .folders import sha256_of
+from .history import History
+from .multitask import MultiTaskModel
+from .settings import TrainingConfig
+
+
+@dataclass
+class Run:
+    """A run in progress; what `load` has put back goes on as if it had never stopped.
+
+    Args:
+        model, optimizer, balance: what changes with every step.
+        history: what happened so far.
+        kept: weights of the epoch that the model is to end with; None before the first epoch has ended.
+        step: optimizer steps taken.
+    """
+
+    model: MultiTaskModel
+    optimizer: torch.optim.Optimizer
+    balance: LossBalance
+    history: History = field(default_factory=History)
+    kept: dict[str, Tensor] | None = None
+    step: int = 0
+
+    def save(self, path: Path, identity: dict) -> None:
+        """Write everything to a file, and whose run it is."""
+        device, balance_optimizer = next(self.model.parameters()).device.type, self.balance.optimizer
+        random = {"cpu": torch.get_rng_state()}
+        if device != "cpu":
+            random[device] = getattr(torch, device).get_rng_state()
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "balance": self.balance.state_dict(),
+            "balance_optimizer": balance_optimizer.state_dict() if balance_optimizer else None,
+            "history": asdict(self.history),
+            "kept": self.kept,
+            "step": self.step,
+            "random": random,
+        }
+        torch.save({"identity": identity, "state": state}, path)
+
+    def load(self, path: Path) -> None:
+        """Put back what `save` wrote, whatever kind of device it was written on."""
+        state = torch.load(path, map_location="cpu", weights_only=True)["state"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.balance.load_state_dict(state["balance"])
+        if self.balance.optimizer:
+            self.balance.optimizer.load_state_dict(state["balance_optimizer"])
+        self.history, self.kept, self.step = History(**state["history"]), state["kept"], state["step"]
+        for device, numbers in state["random"].items():
+            if device == "cpu":
+                torch.set_rng_state(numbers)
+            elif device == next(self.model.parameters()).device.type:  # another kind of device has no use for it
+                getattr(torch, device).set_rng_state(numbers)
 
 
 class Checkpoints:
-    """The last two states of a run in a directory, each a single safetensors file that is whole or refused.
+    """The last two states of a run in a directory, each a file that is whole or refused.
 
-    A state is written under another name and then moved, so that a kill at any moment leaves whole files only; a
-    SHA-256 over tensors and metadata tells a damaged file from a good one; `identity` tells whose run it belongs to.
+    A file is written under another name and then moved, so that a kill at any moment leaves whole files only. Its
+    name holds a digest of the run's identity, so that runs never touch each other's files, the step, and a digest of
+    the file itself, which tells a damaged one.
 
     Args:
-        directory: made if it isn't there; None: nothing is ever written or found.
-        identity: {what: value} of whatever determines the run: settings, data, tasks, parameters.
+        directory: made if it isn't there; None: nothing is ever written or read.
+        identity: {what: value} of whatever determines the run: settings, data, tasks, first weights.
     """
 
     def __init__(self, directory: str | Path | None, identity: dict) -> None:
-        self.directory, self.identity = None if directory is None else Path(directory), identity
+        self.directory = None if directory is None else Path(directory).expanduser()
+        self.identity = json.loads(json.dumps(identity))
+        same = json.loads(json.dumps(identity), parse_int=float)  # 1 and 1.0 are one setting, whatever the order
+        self.name = f"run-{hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:8]}"
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)  # what can't be written is noticed before training
 
-    def save(self, step: int, tensors: dict[str, Tensor], state: dict) -> None:
-        """Write the state before step number `step` and delete the last but two."""
+    def paths(self) -> list[Path]:
+        """Checkpoints of this run, newest first."""
+        return [] if self.directory is None else sorted(self.directory.glob(f"{self.name}-step-*.pt"), reverse=True)
+
+    def save(self, run: Run) -> None:
+        """Write the state of a run and delete its last but two.
+
+        Raises:
+            OSError: it can't be written (a full disk); the checkpoints before are still good.
+        """
         if self.directory is None:
             return
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        text = json.dumps({"step": step, "identity": self.identity, **state})
-        partial = self.directory / "partial"
-        save_file(tensors, partial, {"state": text, "sha256": _digest(tensors, text)})
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, self.directory / f"step-{step:08d}.safetensors")
+        partial = self.directory / f"{self.name}-{os.getpid()}.partial"
+        try:
+            run.save(partial, self.identity)
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, self.directory / f"{self.name}-step-{run.step:08d}-{sha256_of(partial)[:12]}.pt")
+        except (OSError, RuntimeError) as error:  # RuntimeError is what PyTorch makes of a full disk
+            good = "the checkpoint before is still good" if self.paths() else "there is no checkpoint yet"
+            what = f"no checkpoint could be written at step {run.step} ({error})"
+            raise OSError(f"{self.directory}: {what}; make room or give another directory; {good}") from error
+        finally:
+            partial.unlink(missing_ok=True)
         for old in self.paths()[2:]:
-            old.unlink()
+            old.unlink(missing_ok=True)
 
-    def load(self) -> tuple[dict[str, Tensor], dict] | None:
-        """The newest state that is whole and belongs to this run; None if there are no checkpoints.
+    def resume(self, run: Run) -> None:
+        """Bring a run to its newest state that is whole; leave it as it is if there are no checkpoints.
 
         Warns of each newer one that had to be refused, and sets it aside under the name NAME.refused.
 
         Raises:
-            ValueError: there are checkpoints, but none can be used; names each and says why.
+            ValueError: only checkpoints of another run, saying what differs, or none that is whole.
         """
-        refused = []
-        for path in self.paths():
-            try:
-                found = self._read(path)
-            except ValueError as error:
-                refused.append((path, f"{path}: {error}"))
+        paths, refused = self.paths(), []
+        for path in paths:
+            if not path.stem.endswith(sha256_of(path)[:12]):
+                refused.append(path)
                 continue
-            for bad, message in refused:
-                warnings.warn(f"{message}; going on from {path.name}", stacklevel=3)
+            for bad in refused:
+                warnings.warn(f"{bad}: truncated or damaged; going on from {path.name}", stacklevel=3)
                 bad.rename(f"{bad}.refused")
-            return found
+            return run.load(path)
+        remedy = "delete them to start over, or give another directory"
         if refused:
-            remedy = "delete them to start over, or give another directory"
-            raise ValueError("\n  ".join([f"no usable checkpoint, {remedy}:", *(text for _, text in refused)]))
-        return None
+            names = ", ".join(path.name for path in refused)
+            raise ValueError(f"{self.directory}: the checkpoints are truncated or damaged ({names}); {remedy}")
+        others = [] if self.directory is None else sorted(self.directory.glob("run-*-step-*.pt"))
+        if others:
+            raise ValueError(
+                f"{self.directory}: its checkpoints belong to another run: {self._differ(others[-1])}; {remedy}"
+            )
 
-    def paths(self) -> list[Path]:
-        """Checkpoints, newest first."""
-        return [] if self.directory is None else sorted(self.directory.glob("step-*.safetensors"), reverse=True)
-
-    def _read(self, path: Path) -> tuple[dict[str, Tensor], dict]:
+    def _differ(self, path: Path) -> str:
+        """In words, what is not the same in a checkpoint of another run."""
         try:
-            with safe_open(path, "pt") as file:
-                metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"truncated or damaged ({error})") from error
-        if metadata.get("sha256") != _digest(tensors, metadata.get("state", "")):
-            raise ValueError("damaged or not a checkpoint (its SHA-256 doesn't fit)")
-        state = json.loads(metadata["state"])
-        theirs, ours = state["identity"], json.loads(json.dumps(self.identity))
-        if theirs != ours:
-            names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
-            differ = ", ".join(f"{name} is {theirs.get(name)} there and {ours.get(name)} here" for name in names)
-            raise ValueError(f"belongs to another run ({differ})")
-        return tensors, state
+            theirs = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["identity"]
+        except Exception as error:
+            return f"{path.name} can't be read ({type(error).__name__})"
+        names = [name for name in {**theirs, **self.identity} if theirs.get(name) != self.identity.get(name)]
+        return "; ".join(
+            f"{name} changed" if " " in name else f"{name} was {theirs.get(name)} and is {self.identity.get(name)}"
+            for name in names
+        )
 
 
-def _digest(tensors: dict[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+def identity(model: MultiTaskModel, config: TrainingConfig, first_weights: str, *tables: list[dict]) -> dict:
+    """{what: value} of everything that determines a run's result; names of several words stand for fingerprints."""
+    rows = [[[example["input_ids"], example["labels"]] for example in examples] for examples in tables]
+    backbone = model.encoder.backbone.config.to_dict()
+    for name in ("_name_or_path", "transformers_version", "dtype"):  # what loading elsewhere or elsewhen would change
+        backbone.pop(name, None)
+    trains = [[n, list(p.shape), p.requires_grad] for n, p in model.named_parameters()]
+    return {
+        **{name: value for name, value in asdict(config).items() if name != "checkpoint_every"},
+        "tasks": [[task.name, task.level, *task.labels] for task in model.tasks],
+        "the encoder": [model.encoder.pooling, model.encoder.layers, _fingerprint(backbone)],
+        "the heads": [model.head, model.dropout],
+        "what trains": [_fingerprint(trains), dict(model.thaws), dict(model.rates)],
+        "the training data": _fingerprint(rows[0]),
+        "the validation data": _fingerprint(rows[1]),
+        "the first weights": first_weights,
+    }
+
+
+def start_weights(model: MultiTaskModel) -> str:
+    """Fingerprint of the weights a run starts from; a model that `fit` has left starts from where it started then."""
+    now, (left, started) = fingerprint_of(model), getattr(model, "left_by_fit", ("", ""))
+    return started if now == left else now
+
+
+def fingerprint_of(model: nn.Module) -> str:
+    """Sixteen digits that change with any bit of the weights."""
+    total = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return total.hexdigest()[:16]
+
+
+def _fingerprint(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

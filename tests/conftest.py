@@ -14,7 +14,7 @@ import torch
 import transformers
 from hypothesis import settings
 from sentence_transformers import SentenceTransformer
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers, processors, trainers
 
 from mtl_helpers import MultiTaskModel, SentenceEncoder, load_corpus
 from mtl_helpers.minilm import find_minilm
@@ -31,7 +31,20 @@ SHAPE = {
     "max_position_embeddings": POSITIONS,
     "initializer_range": 0.2,  # ten times the usual, so that the vectors of different texts lie well apart
 }
-FAMILIES = ("bert", "distilbert", "roberta", "mpnet", "electra")
+FAMILIES = ("bert", "distilbert", "roberta", "mpnet", "electra", "albert", "deberta-v2", "modernbert", "xlm-roberta")
+EXTRA = {  # settings of a family's own
+    "distilbert": {"hidden_dim": 64},
+    "electra": {"embedding_size": 16},
+    "albert": {"embedding_size": 16},  # its three layers are one, applied three times
+    "deberta-v2": {  # as in DeBERTa v3 but for the convolution behind the first layer, which is that of v2
+        **{"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
+        **{"position_buckets": 16, "norm_rel_ebd": "layer_norm", "share_att_key": True, "conv_kernel_size": 3},
+    },
+    "modernbert": {  # layers of two kinds; rotary positions
+        **{"local_attention": 8, "global_attn_every_n_layers": 2},
+        **{"cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3},
+    },
+}
 
 
 @pytest.fixture(scope="session")
@@ -59,26 +72,60 @@ def _word_pieces(texts: pd.Series, special: list[str]) -> dict[str, int]:
     return {piece: i for i, piece in enumerate([*special, *characters, *(f"##{c}" for c in characters), *words])}
 
 
+def _unigram(texts: pd.Series, special: list[str]) -> list[tuple[str, float]]:
+    """A vocabulary as SentencePiece has it: special tokens, then pieces, in which "▁" stands for a space."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=400, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return [(piece, score) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
+
+
+def _bytes(texts: pd.Series, special: list[str]) -> dict:
+    """A byte-level BPE model: its vocab and merges."""
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(texts, vocab_size=500, special_tokens=special, show_progress=False)
+    return json.loads(trained.to_str())["model"]
+
+
+def _untrimmed(texts: pd.Series, special: list[str]) -> transformers.PreTrainedTokenizerBase:
+    """Byte-level BPE as in ModernBERT: a token's offsets include the space before the word."""
+    model = _bytes(texts, special)
+    tokenizer = Tokenizer(models.BPE(model["vocab"], [tuple(merge) for merge in model["merges"]]))
+    tokenizer.add_special_tokens(special)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
+    ends = [(token, model["vocab"][token]) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    names = {f"{token.strip('[]').lower()}_token": token for token in special}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
 def _tokenizer(family: str, texts: pd.Series) -> transformers.PreTrainedTokenizerBase:
-    if family == "roberta":
-        special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-        trained = ByteLevelBPETokenizer()
-        trained.train_from_iterator(texts, vocab_size=500, special_tokens=special, show_progress=False)
-        model = json.loads(trained.to_str())["model"]
-        return transformers.RobertaTokenizer(model["vocab"], [tuple(merge) for merge in model["merges"]])
-    if family == "mpnet":
-        return transformers.MPNetTokenizer(_word_pieces(texts, ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]))
-    return transformers.BertTokenizer(_word_pieces(texts, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]))
+    """WordPiece, byte-level BPE or Unigram, as the family has it."""
+    brackets, tags = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    match family:
+        case "roberta":
+            model = _bytes(texts, tags)
+            return transformers.RobertaTokenizer(model["vocab"], [tuple(merge) for merge in model["merges"]])
+        case "modernbert":
+            return _untrimmed(texts, brackets)
+        case "xlm-roberta":
+            return transformers.XLMRobertaTokenizer(_unigram(texts, tags))
+        case "albert":
+            return transformers.AlbertTokenizer(_unigram(texts, ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]))
+        case "deberta-v2":
+            return transformers.DebertaV2Tokenizer(_unigram(texts, brackets))
+        case "mpnet":
+            return transformers.MPNetTokenizer(_word_pieces(texts, ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]))
+    return transformers.BertTokenizer(_word_pieces(texts, brackets))
 
 
 def _backbone(family: str, tokenizer: transformers.PreTrainedTokenizerBase) -> transformers.PreTrainedModel:
-    shape = {**SHAPE, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    if family in ("roberta", "mpnet"):
+    shape = {**SHAPE, **EXTRA.get(family, {}), "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    if family in ("roberta", "mpnet", "xlm-roberta"):
         shape["max_position_embeddings"] = POSITIONS + 2  # their positions start behind that of the padding
     if family == "distilbert":
-        shape["hidden_dim"] = shape.pop("intermediate_size")
-    if family == "electra":
-        shape["embedding_size"] = 16
+        del shape["intermediate_size"]
     return transformers.AutoModel.from_config(transformers.AutoConfig.for_model(family, **shape))
 
 

@@ -1,6 +1,7 @@
 """The command line: what a user types, what comes back, and what is said when something is wrong."""
 
 import csv
+import importlib
 import io
 import json
 import shutil
@@ -13,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mtl_helpers import TASKS, MultiTaskModel, evaluate, load_corpus, training
+from mtl_helpers import TASKS, MultiTaskModel, TrainingConfig, console, evaluate, load_corpus, training
+from mtl_helpers import __main__ as program
 from mtl_helpers.__main__ import main
-from mtl_helpers.corpus import DATA
+from mtl_helpers.corpus import DATA, SPLITS
 
 ROOT = Path(__file__).resolve().parent.parent
 ODD = [
@@ -36,9 +38,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 short rows of the corpus: 40 to train on, 10 for validation, 10 for the test."""
     rows = pd.read_csv(DATA / "sentences.csv", dtype=str, keep_default_na=False)
     rows = rows[rows["text"].str.len() < 60]
-    parts = [rows[rows["split"] == split].head(n) for split, n in (("train", 40), ("validation", 10), ("test", 10))]
+    few = [rows[rows["split"] == split].head(n) for split, n in (("train", 40), ("validation", 10), ("test", 10))]
     path = tmp_path_factory.mktemp("data") / "sixty.csv"
-    pd.concat(parts).to_csv(path, index=False)
+    pd.concat(few).to_csv(path, index=False)
     return path
 
 
@@ -150,8 +152,7 @@ def test_own_tasks(tiny_dir, tmp_path, capsys):
     tasks = ["--task", "shop", "--task", "mood=good, bad,10", "--token-task", "food=DISH,DRINK"]
     assert train(path, tmp_path / "model", tiny_dir, *tasks) == 0
     model = MultiTaskModel.from_pretrained(tmp_path / "model")
-    found = [(task.name, task.labels, task.level) for task in model.tasks]
-    assert found == [
+    assert [(task.name, task.labels, task.level) for task in model.tasks] == [
         ("shop", ("A", "B"), "sentence"),  # in order; an empty cell is no label
         ("mood", ("good", "bad", "10"), "sentence"),
         ("food", ("DISH", "DRINK"), "token"),
@@ -265,7 +266,7 @@ def test_stopped_and_started_again(data, trained, tiny_dir, tmp_path, capsys, mo
         return real(*arguments)
 
     # one epoch of the same run; its checkpoint lies at the end of each epoch
-    steps = min(int(path.stem.removeprefix("step-")) for path in (trained / "checkpoints").glob("step-*"))
+    steps = int(checkpoints(trained)[0].name.partition("-step-")[2][:8])
     output = tmp_path / "model"
     with monkeypatch.context() as patch:
         patch.setattr(training, "train_step", interrupted)
@@ -280,6 +281,11 @@ def test_stopped_and_started_again(data, trained, tiny_dir, tmp_path, capsys, mo
     out, err = capsys.readouterr()
     assert f"going on from step {steps} " in err
     same_result(output, trained)
+
+
+def checkpoints(model: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted((model / "checkpoints").glob("*-step-*"))
 
 
 def same_result(first: Path, second: Path) -> None:
@@ -306,7 +312,7 @@ def test_the_seed_decides(data, trained, tiny_dir, tmp_path):
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(data, trained, copied, tiny_dir, capsys):
-    newest = max((copied / "checkpoints").glob("step-*"))
+    newest = checkpoints(copied)[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
     assert train(data, copied, tiny_dir) == 0
     warning = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
@@ -315,16 +321,27 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(data, trained, copie
 
 
 def test_checkpoints_that_are_all_damaged_are_an_error(data, copied, tiny_dir, capsys):
-    for path in (copied / "checkpoints").glob("step-*"):
+    for path in checkpoints(copied):
         path.write_bytes(path.read_bytes()[:1000])
     assert train(data, copied, tiny_dir) == 1
-    assert "no usable checkpoint" in refused(capsys)
+    assert "truncated or damaged" in refused(capsys)
 
 
-@pytest.mark.parametrize("change", [["--epochs", "3"], ["--head-learning-rate", "0.5"], ["--seed", "3"]], ids=str)
-def test_checkpoints_of_another_run_are_refused(change: list[str], data, copied, tiny_dir, capsys):
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (["--epochs", "3"], "epochs was 2 and is 3"),
+        (["--head-learning-rate", "0.5"], "head_learning_rate was 0.001 and is 0.5"),
+        (["--seed", "3"], "seed was 0 and is 3"),
+        (["--task-weight", "topic=2"], "task_weights was {} and is {'topic': 2.0}"),
+    ],
+    ids=str,
+)
+def test_checkpoints_of_another_run_are_refused(change: list[str], what: str, data, copied, tiny_dir, capsys):
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     assert train(data, copied, tiny_dir, *change) == 1
-    assert "belong" in refused(capsys)
+    assert what in refused(capsys)
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 
 
 def test_checkpoints_of_another_backbone_are_refused(data, copied, tiny_dir, tmp_path, capsys):
@@ -335,51 +352,81 @@ def test_checkpoints_of_another_backbone_are_refused(data, copied, tiny_dir, tmp
         torch.nn.init.normal_(parameter, std=0.2)
     backbone.save_pretrained(tmp_path / "bert")
     assert train(data, copied, tmp_path / "bert") == 1
-    assert "started from other weights" in refused(capsys)
+    assert "the first weights changed" in refused(capsys)
 
 
 # ----------------------------------------------------------------------------------------------------- what is wrong
 
 
-BAD_FILES = {
-    "missing": (None, "no such file"),
-    "empty": ("", "found"),
-    "header only": ("text,topic\n", "found"),
-    "no text column": ("sentence,topic\nHello.,sports\n", "column text"),
-    "no task column": ("text,colour\nHello.,red\n", "--task NAME declares a column of your own"),
-    "unknown label": ("text,topic\nHello.,spotrs\n", "did you mean 'sports'?"),
-    "span outside": ('text,entities\nHello.,"[[0, 99, ""PER""]]"\n', "line 2, column entities"),
-    "too few rows": ("text,topic\nHello.,sports\n", "found no row for validation"),
-    "nothing to validate on": ("text,topic,split\nHello.,sports,train\nBye.,sports,train\n", "no row for validation"),
-    "no labels": ("text,topic\n" + "\n".join(f"Hello {i}.," for i in range(20)), "found no label"),
+BAD_FILES = {  # (content, options, what the message must hold)
+    "missing": (None, [], ["no such file"]),
+    "empty": ("", [], ["line 1", "found an empty file"]),
+    "header only": ("text,topic\n", [], ["line 2", "found only a header"]),
+    "no text column": ("sentence,topic\nHello.,sports\n", [], ["line 1, column text", "rename one to text"]),
+    "no task column": ("text,colour\nHello.,red\n", [], ["line 1", "--task NAME declares a column of your own"]),
+    "unknown label": ("text,topic\nHello.,spotrs\n", [], ["line 2", "did you mean 'sports'?"]),
+    "span outside": ('text,entities\nHello.,"[[0, 99, ""PER""]]"\n', [], ["line 2, column entities"]),
+    "too few rows": ("text,topic\nHello.,sports\n", [], ["found no row for validation", "label more rows"]),
+    "nothing to validate on": ("text,topic,split\nA,sports,train\nB,sports,train\n", [], ["no row for validation"]),
+    "no labels": ("text,topic\n" + "\n".join(f"Hello {i}.," for i in range(20)), [], ["found no label"]),
+    "Latin-1": ("text,topic\nCafé,sports\n".encode("latin-1"), [], ["line 2", "save the file as UTF-8"]),
+    "semicolons": ("text;mood\nOh, yes;good\n", ["mood"], ["line 1, column text", "separate the columns with commas"]),
+    "tabs": ("text\tmood\nYes\tgood\n", ["mood"], ["line 1, column text", "separate the columns with commas"]),
+    "quotes": ('"text";"mood"\n"Yes";"good"\n', ["mood"], ["line 1", "separated with commas"]),
+    "commas": ("text,mood\nOh, yes,good\nOh, no,bad\n", ["mood"], ["line 2: found 3", "line 3: found 3", "in quotes"]),
+    "commas in one row": ("text,mood\nOh, yes,good\nA,a\nB,b\n", ["mood"], ["line 2: found 3 cells", "in quotes"]),
+    "empty columns": ("text,mood,,\nYes,good,,\n", ["mood"], ["line 1, column (no name)", "delete empty ones"]),
+    "misspelt": ("text,moods\nYes,good\n", ["mood"], ["line 1, column moods", "expected 'mood'; rename the column"]),
+    "missing task": (
+        "text,topic\nYes,good\n",
+        ["mood"],
+        ["line 1, column mood", "rename one of text, topic"],
+    ),
+    "two of three": ("text,mood\nYes,good\n", ["mood=good,bad", "shop"], ["line 1, column shop", "check the name"]),
+    "one value": ("text,mood\nA,good\nB,good \n", ["mood"], ["line 1, column mood: found 1 ", "--task mood=LABEL"]),
+    "no value": ("text,mood\nA,\nB,\n", ["mood"], ["line 1, column mood: found 0 different values, expected 2 to 100"]),
+    "free text": (
+        "text,mood\n" + "".join(f"A,a{i}\n" for i in range(101)),
+        ["mood"],
+        ["found 101 different", "2 to 100"],
+    ),
 }
 
 
 @pytest.mark.parametrize("what", BAD_FILES)
 def test_bad_files(what: str, tiny_dir, tmp_path, capsys):
-    content, message = BAD_FILES[what]
+    content, tasks, fragments = BAD_FILES[what]
     path = tmp_path / "bad.csv"
     if content is not None:
-        path.write_text(content, encoding="utf-8")
-    assert train(path, tmp_path / "model", tiny_dir) == 1
-    assert message in refused(capsys)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert train(path, tmp_path / "model", tiny_dir, *(word for task in tasks for word in ("--task", task))) == 1
+    message = refused(capsys)
+    fragments = fragments if what == "no labels" else [str(path), *fragments]  # which is what `fit` says of a table
+    assert [fragment for fragment in fragments if fragment not in message] == [], message
 
 
-def test_a_file_that_is_not_utf_8(tiny_dir, tmp_path, capsys):
-    (tmp_path / "bad.csv").write_bytes("text,topic\nCafé,sports\n".encode("latin-1"))
-    assert train(tmp_path / "bad.csv", tmp_path / "model", tiny_dir) == 1
-    assert "save the file as UTF-8" in refused(capsys)
+def warned(capsys: pytest.CaptureFixture) -> list[str]:
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
 
 
-@pytest.mark.parametrize(
-    ("column", "message"),
-    [("colour", "found no column colour among id, text"), ("text_kind", "found 1 different"), ("text_id", "found 101")],
-)
-def test_columns_that_are_no_task(column: str, message: str, tiny_dir, tmp_path, capsys):
-    path = tmp_path / "own.csv"
-    path.write_text("id,text,text_kind,text_id\n" + "".join(f"{i},Hello {i}.,note,t{i}\n" for i in range(101)))
-    assert train(path, tmp_path / "model", tiny_dir, "--task", column) == 1
-    assert message in refused(capsys)
+@pytest.mark.filterwarnings("ignore:.*white space alone", "ignore:.*has no row of")
+def test_labels_that_differ_in_white_space_are_one_and_others_are_named(tiny_dir, tmp_path, capsys):
+    """One warning each; a class that occurs once reaches the training part."""
+    moods = ["good", "good ", "bad", "b\u00e4d", "ba\u0308d", "Bad", "bad\u200b"]
+    stars = ["1", "1.0", "01", "2", "+2", "3", "1e2"]
+    rows = [f"Soup number {i},{moods[i % 7]},{stars[i % 7]}" for i in range(70)]
+    path = tmp_path / "soups.csv"
+    path.write_text("\n".join(["text,mood,stars", *rows, "Rare,good\u00a0,7"]), encoding="utf-8")
+    assert train(path, tmp_path / "model", tiny_dir, "--task", "mood", "--task", "stars", "--epochs", "1") == 0
+    mood, star, space, *rest = warned(capsys)
+    assert "'Bad' and 'bad' and 'bad\\u200b', 'ba\\u0308d' and 'b\\xe4d'; make them equal in the file" in mood
+    assert "'+2' and '2', '01' and '1' and '1.0'; make them equal in the file" in star
+    assert "white space alone" in space and "'good ' (mood, 10 times), 'good\\xa0' (mood, 1 times)" in space
+    assert len(rest) == 1 and "validation has no row of 7 (stars)" in rest[0] and "train has" not in rest[0]
+    tasks = {task.name: task for task in MultiTaskModel.from_pretrained(tmp_path / "model").tasks}
+    assert set(tasks["mood"].labels) == {"good", "bad", "b\u00e4d", "ba\u0308d", "Bad", "bad\u200b"}
+    rows = load_corpus(path, tasks=list(tasks.values()))
+    assert rows.loc[rows["text"] == "Rare", "split"].tolist() == ["train"]
 
 
 def test_training_that_blows_up(data, tiny_dir, tmp_path, capsys):
@@ -390,6 +437,58 @@ def test_training_that_blows_up(data, tiny_dir, tmp_path, capsys):
 def test_an_output_that_is_a_file(data, tiny_dir, capsys):
     assert train(data, data, tiny_dir) == 1
     refused(capsys)
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("name", ["history.csv", "training.json", "evaluation.csv"])
+def test_a_full_disk_is_one_message_with_path_and_remedy(name: str, data, copied, tiny_dir, capsys, monkeypatch):
+    real = Path.write_text
+    monkeypatch.setattr(
+        Path, "write_text", lambda path, *a, **k: (full_disk if path.name == name else real)(path, *a, **k)
+    )
+    assert train(data, copied, tiny_dir) == 1
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1].startswith(f"error: {copied / name}: No space left on device; free some space")
+
+
+def test_a_full_disk_at_a_checkpoint_keeps_the_words_of_fit(data, tiny_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "save", full_disk)
+    assert train(data, tmp_path / "model", tiny_dir) == 1
+    message = refused(capsys)
+    assert str(tmp_path / "model" / "checkpoints") in message and "make room" in message
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_behind_standard_output_is_one_message(trained, capsys, monkeypatch):
+    with open("/dev/full", "w") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        assert main(["predict", str(trained), "Hello"]) == 1
+        assert capsys.readouterr().err.startswith("error: output: No space left on device; free some space")
+    # closing the stream, as Python does when it ends, raises nothing
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(data, copied, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(copied.parent))
+    monkeypatch.chdir(copied)
+    shutil.copy(data, copied.parent / "mine.csv")
+    shutil.copytree(copied, copied.parent / "tiny")
+    settings = ["--epochs", "1", "--backbone", "~/tiny"]
+    assert main(["train", "~/mine.csv", "--output", "~/new", *settings]) == 0
+    assert main(["evaluate", "~/new", "~/mine.csv", "--output", "~/scores.csv"]) == 0
+    assert main(["predict", "~/new", "~"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("~,")  # a text is no path
+    assert (copied.parent / "scores.csv").is_file() and not (copied / "~").exists()
+
+
+def test_only_the_first_of_several_processes_speaks_and_writes(data, tiny_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(console, "FIRST", False)
+    monkeypatch.setattr(program, "FIRST", False)
+    assert train(data, tmp_path / "model", tiny_dir, "--epochs", "1") == 0
+    assert capsys.readouterr() == ("", "")
+    assert {path.name for path in (tmp_path / "model").iterdir()} <= {"checkpoints"}
 
 
 def test_a_backbone_that_is_none(data, tmp_path, capsys):
@@ -463,6 +562,9 @@ def test_ctrl_c_outside_training(trained, capsys, monkeypatch):
         ["train", "data.csv", "--output", "x", "--task", "text=a,b"],
         ["train", "data.csv", "--output", "x", "--token-task", "food"],
         ["train", "data.csv", "--output", "x", "--token-task", "food=A,A"],
+        ["train", "data.csv", "--output", "x", "--task", "food", "--token-task", "food=A"],
+        ["train", "data.csv", "--output", "x", "--task-weight", "topic"],
+        ["train", "data.csv", "--output", "x", "--task-weight", "topic=-1"],
         ["train", "data.csv", "more.csv", "--output", "x"],
         ["evaluate", "model"],
         ["evaluate", "model", "data.csv", "--split", "dev"],
@@ -487,7 +589,8 @@ def test_no_command_shows_the_help(capsys):
 
 
 OPTIONS = {
-    "train": "DATA.csv --output --epochs --learning-rate --head-learning-rate --seed --backbone --task --token-task",
+    "train": "DATA.csv --output --epochs --learning-rate --head-learning-rate --seed --backbone --task --token-task "
+    "--task-weight",
     "evaluate": "DIR DATA.csv --split --output",
     "predict": "DIR TEXT --format",
 }
@@ -506,6 +609,35 @@ def test_help_names_every_option_with_examples_and_defaults(command: str, capsys
     assert "(default:" in explained and "None" not in out
 
 
+def test_what_is_repeated_here_to_be_fast_is_what_holds_elsewhere():
+    defaults = TrainingConfig()
+    assert {name: default for name, (_, default, _) in program.SETTINGS.items()} == {
+        name: getattr(defaults, name) for name in program.SETTINGS
+    }
+    options = program.make_parser().parse_args(["evaluate", "model", "data.csv", "--split", "all"])
+    assert options.split == "all" and all(
+        program.make_parser().parse_args(["evaluate", "m", "d.csv", "--split", split]).split == split
+        for split in SPLITS
+    )
+
+
+def test_a_command_can_be_added_by_a_module(monkeypatch, capsys, tmp_path):
+    """As `python -m mtl_helpers greet`: help, options, errors and exit codes as for the others."""
+    (tmp_path / "greet.py").write_text(
+        '"""Say hello."""\n'
+        "def add_arguments(parser): parser.add_argument('name')\n"
+        "def run(options): print('hello', options.name); int(options.name)\n"
+    )
+    monkeypatch.setattr("mtl_helpers.__path__", [*importlib.import_module("mtl_helpers").__path__, str(tmp_path)])
+    monkeypatch.setattr(program, "MODULES", {"greet": "say hello"})
+    assert main(["greet", "7"]) == 0 and main(["greet", "you"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "hello 7\nhello you\n" and err.startswith("error: invalid literal")
+    with pytest.raises(SystemExit):
+        main(["greet", "--help"])
+    assert "Say hello." in capsys.readouterr().out
+
+
 def test_the_shape_of_the_csv_shown_in_the_help_is_right(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
@@ -521,10 +653,12 @@ def test_the_shape_of_the_csv_shown_in_the_help_is_right(tmp_path, capsys):
 # -------------------------------------------------------------------------------------------------- as a real program
 
 
-def test_the_package_is_a_program():
-    command = [sys.executable, "-m", "mtl_helpers", "--help"]
+def test_the_package_is_a_program_whose_help_waits_for_no_library():
+    command = [sys.executable, "-X", "importtime", "-m", "mtl_helpers", "train", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "python -m mtl_helpers train" in done.stdout and done.stderr == ""
+    assert "python -m mtl_helpers train" in done.stdout
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in loaded and not loaded & {"torch", "pandas", "numpy", "transformers", "onnxruntime"}
 
 
 def test_a_reader_that_stops_reading_gets_no_traceback(trained, tmp_path):
@@ -536,13 +670,13 @@ def test_a_reader_that_stops_reading_gets_no_traceback(trained, tmp_path):
 
 
 def test_the_accelerator_is_used_where_there_is_one(monkeypatch):
-    from mtl_helpers.__main__ import device
+    from mtl_helpers.runtime import device
 
     def accelerator(check_available: bool = False) -> torch.device | None:
-        return None if check_available and not there else torch.device("cuda")  # PyTorch may be built for one
+        return None if check_available and not available else torch.device("cuda")  # PyTorch may be built for one
 
     monkeypatch.setattr(torch.accelerator, "current_accelerator", accelerator)
-    there = True
+    available = True
     assert device() == torch.device("cuda")
-    there = False
+    available = False
     assert device() == torch.device("cpu")

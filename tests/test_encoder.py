@@ -1,10 +1,15 @@
 """Vectors: the same as sentence-transformers', for any text, any pooling, any family, with any padding."""
 
 import json
+import pickle
 import re
+import resource
 import shutil
+import threading
 import urllib.request
 import warnings
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +19,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
+from sentence_transformers.sentence_transformer import modules as theirs
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from mtl_helpers import SentenceEncoder, load_public
+from experiments.public import load_public
+from mtl_helpers import SentenceEncoder, runtime
 from mtl_helpers import encoder as module
-from mtl_helpers.encoder import POOLINGS, Dropout, bfloat16_is_fast, pool
-from mtl_helpers.minilm import SHA256, find_minilm, sha256_of
+from mtl_helpers.backbones import layers_of
+from mtl_helpers.batches import collate, tokenize
+from mtl_helpers.encoder import POOLINGS, Dropout, pool
+from mtl_helpers.folders import sha256_of
+from mtl_helpers.minilm import SHA256, find_minilm
+from mtl_helpers.runtime import bfloat16_is_fast, inference
 
 ODD = {
     "empty": "",
@@ -39,11 +50,24 @@ ODD = {
     "unassigned": "\U0010ffff\ue000\ufffd",
 }
 SHORT = ["", "Behold!", "Could Ana Duarte send the minutes to Oslo?", "Pure magic, from the first note to the last."]
-LONG = "word after word " * 350  # more than 1,000 words
+TEXTS = [*SHORT, "word after word " * 350]  # the last of more than 1,000 words
 
 
-def assert_same(found: Tensor, expected: Tensor | np.ndarray):
-    torch.testing.assert_close(found, torch.as_tensor(expected), atol=1e-5, rtol=0)
+def assert_same(actual: Tensor, expected: Tensor | np.ndarray):
+    torch.testing.assert_close(actual, torch.as_tensor(expected), atol=1e-5, rtol=0)
+
+
+def assert_as_sentence_transformers(encoder: SentenceEncoder, folder: Path):
+    assert_same(encoder.encode(TEXTS), SentenceTransformer(str(folder), device="cpu").encode(TEXTS))
+
+
+def batch_of(encoder: SentenceEncoder, texts: list[str] = SHORT) -> dict[str, Tensor]:
+    return collate(tokenize(texts, encoder.tokenizer, encoder.max_length), encoder.tokenizer.pad_token_id)
+
+
+def edit(path: Path, **values: object):
+    """Change values in a JSON file, which may not be there."""
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **values}))
 
 
 # --------------------------------------------------------------------------------------- against sentence-transformers
@@ -61,10 +85,10 @@ def test_odd_texts_have_the_vectors_of_sentence_transformers(name: str, odd_vect
 
 def test_corpus_sentences_have_the_vectors_of_sentence_transformers(encoder, reference, corpus):
     texts = corpus["text"].sample(300, random_state=1).tolist()
-    found = encoder.encode(texts)
-    assert_same(found, reference.encode(texts))
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(300))
+    vectors = encoder.encode(texts)
+    assert_same(vectors, reference.encode(texts))
+    assert vectors.dtype == torch.float32
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(300))
 
 
 def test_stsb_scores_what_is_published_for_these_weights(encoder, monkeypatch):
@@ -82,19 +106,15 @@ def test_stsb_scores_what_is_published_for_these_weights(encoder, monkeypatch):
 
 def test_results_come_in_the_order_of_the_texts(encoder):
     texts = ["A much longer text than the others, so that batches are not in order.", "Hi.", "Good day.", "Hi."]
-    found = encoder.encode(texts, max_tokens=8)
-    for text, vector in zip(texts, found, strict=True):
+    vectors = encoder.encode(texts, max_tokens=8)
+    for text, vector in zip(texts, vectors, strict=True):
         assert_same(vector, encoder.encode([text])[0])
-    assert_same(encoder.encode(texts[::-1]), found.flip(0))
+    assert_same(encoder.encode(texts[::-1]), vectors.flip(0))
 
 
-def test_no_texts(encoder):
-    found = encoder.encode([])
-    assert found.shape == (0, 384)
-    assert found.dtype == torch.float32
-
-
-def test_a_single_string_is_refused(encoder):
+def test_no_texts_and_a_single_string(encoder):
+    assert encoder.encode([]).shape == (0, 384)
+    assert encoder.encode([]).dtype == torch.float32
     with pytest.raises(TypeError, match="expected a list"):
         encoder.encode("Behold!")
 
@@ -106,23 +126,20 @@ def test_vectors_keep_their_length_if_wished(family_dirs):
     assert_same(raw / raw.norm(dim=1, keepdim=True), unit)
 
 
-def test_forward_gives_vectors_and_every_hidden_state(tiny):
-    batch = {"input_ids": torch.tensor([[2, 9, 3], [2, 3, 0]]), "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}
-    vectors, states = tiny(batch)
-    assert vectors.shape == (2, 32)
-    assert [state.shape for state in states] == [(2, 3, 32)] * 4
+# --------------------------------------------------------------------------------------------- mode, threads, processes
 
 
-# --------------------------------------------------------------------------------------------------- mode and gradients
+def modes(encoder: SentenceEncoder) -> dict[str, bool]:
+    return {name: part.training for name, part in encoder.named_modules()}
 
 
-def test_encode_leaves_each_part_in_the_mode_it_was_in(tiny):
-    tiny.train()
-    tiny.backbone.embeddings.eval()
-    before = {name: part.training for name, part in tiny.named_modules()}
-    tiny.encode(SHORT)
-    assert {name: part.training for name, part in tiny.named_modules()} == before
+def test_encode_runs_without_dropout_and_leaves_each_part_in_the_mode_it_was_in(tiny):
+    expected = tiny.encode(SHORT)
+    tiny.train().backbone.embeddings.eval()
+    before = modes(tiny)
     assert len(set(before.values())) == 2
+    assert torch.equal(tiny.encode(SHORT), expected)
+    assert modes(tiny) == before
 
 
 def test_a_failure_leaves_the_mode_as_well(tiny, monkeypatch):
@@ -130,12 +147,37 @@ def test_a_failure_leaves_the_mode_as_well(tiny, monkeypatch):
     monkeypatch.setattr(module, "pool", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         tiny.encode(SHORT)
-    assert all(part.training for part in tiny.modules())
+    assert all(modes(tiny).values())
 
 
-def test_encode_runs_without_dropout(tiny):
-    expected = tiny.encode(SHORT)
-    assert_same(tiny.train().encode(SHORT), expected)
+def test_threads_may_share_an_encoder_that_is_left_in_training_mode(family_dirs):
+    tiny = SentenceEncoder.from_pretrained(family_dirs["bert"])
+    expected = [tiny.encode([text]) for text in TEXTS]
+    shared = SentenceEncoder.from_pretrained(family_dirs["bert"]).train()  # never run before: no state is made ready
+    with ThreadPoolExecutor(8) as threads:
+        vectors = list(threads.map(lambda text: shared.encode([text]), TEXTS * 20))
+    assert all(torch.equal(a, b) for a, b in zip(vectors, expected * 20, strict=True))
+    assert all(modes(shared).values())
+
+
+def test_the_last_of_overlapping_uses_restores_the_mode(tiny):
+    tiny.train()
+    inside, leave = threading.Event(), threading.Event()
+
+    def use_the_backbone():
+        with inference(tiny.backbone):
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=use_the_backbone)
+    thread.start()
+    inside.wait(10)
+    assert tiny.training and not tiny.backbone.training
+    with inference(tiny), inference(tiny):
+        leave.set()
+        thread.join()
+        assert not any(modes(tiny).values())
+    assert all(modes(tiny).values())
 
 
 def test_vectors_carry_no_gradient_but_may_be_trained_upon(tiny):
@@ -143,6 +185,12 @@ def test_vectors_carry_no_gradient_but_may_be_trained_upon(tiny):
     assert not vectors.requires_grad
     torch.nn.Linear(32, 2)(vectors).sum().backward()
     assert all(p.grad is None for p in tiny.parameters())
+
+
+def test_another_process_may_have_an_encoder_that_was_used(tiny):
+    expected = tiny.encode(SHORT)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
+        assert_same(processes.submit(tiny.encode, SHORT).result(120), expected)
 
 
 # --------------------------------------------------------------------------------------------------------- precision
@@ -159,15 +207,30 @@ def test_bfloat16_is_close_to_float32(encoder, corpus):
 
 def test_without_fast_bfloat16_there_is_one_warning_and_float32(tiny, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    with pytest.warns(UserWarning, match="this cpu has no fast bfloat16") as found:
-        vectors = tiny.encode(SHORT * 10, precision="bfloat16", max_tokens=16)
-    assert len(found) == 1
-    assert torch.equal(vectors, tiny.encode(SHORT * 10, max_tokens=16))
+    monkeypatch.setattr(runtime, "_warned", set())
+    with pytest.warns(UserWarning, match="this cpu has no fast bfloat16") as caught:
+        vectors = [tiny.encode(SHORT * 10, precision="bfloat16", max_tokens=16) for _ in range(3)]
+    assert len(caught) == 1
+    assert torch.equal(vectors[2], tiny.encode(SHORT * 10, max_tokens=16))
 
 
 def test_unknown_precision_is_refused(tiny):
     with pytest.raises(ValueError, match="precision is 'float16', expected 'float32' or 'bfloat16'"):
         tiny.encode(SHORT, precision="float16")
+    assert not runtime._in_use
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision(dtype: torch.dtype, pooling: str, family_dirs):
+    torch.manual_seed(0)
+    encoder = SentenceEncoder.from_pretrained(family_dirs["bert"], pooling=pooling, projection=16, layers=2)
+    expected = encoder.encode(SHORT)
+    vectors = encoder.to(dtype).encode(SHORT)
+    assert vectors.dtype == torch.float32
+    assert (vectors * expected).sum(dim=1).min() > (0.99 if dtype.itemsize == 2 else 1 - 1e-6)
+    vectors, states = encoder(batch_of(encoder))
+    assert states[0].dtype == vectors.dtype == dtype
 
 
 # ----------------------------------------------------------------------------------------------------------- pooling
@@ -197,15 +260,8 @@ def states_and_masks(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     """Random hidden states (4, B, T, H), and masks with at least one token per text."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     batch, length, width = draw(st.integers(1, 4)), draw(st.integers(1, 9)), draw(st.integers(1, 5))
-    mask = torch.tensor(
-        draw(
-            st.lists(
-                st.lists(st.integers(0, 1), min_size=length, max_size=length).filter(any),
-                min_size=batch,
-                max_size=batch,
-            )
-        )
-    )
+    row = st.lists(st.integers(0, 1), min_size=length, max_size=length).filter(any)
+    mask = torch.tensor(draw(st.lists(row, min_size=batch, max_size=batch)))
     return torch.randn(4, batch, length, width, generator=generator), mask
 
 
@@ -223,10 +279,11 @@ def padded(states: Tensor, mask: Tensor, left: int, right: int) -> tuple[Tensor,
 @given(example=states_and_masks(), left=st.integers(0, 3), right=st.integers(0, 5), layers=st.integers(1, 4))
 def test_padding_never_changes_a_vector(how: str, example: tuple, left: int, right: int, layers: int):
     states, mask = example
-    found = pool(tuple(states), mask, how, layers)
-    assert_same(found, reference_pool(states.numpy(), mask.numpy(), how, layers))
+    vectors = pool(tuple(states), mask, how, layers)
+    assert_same(vectors, reference_pool(states.numpy(), mask.numpy(), how, layers))
     more_states, more_mask = padded(states, mask, left, right)
-    assert_same(pool(tuple(more_states), more_mask, how, layers), found)
+    assert_same(pool(tuple(more_states), more_mask, how, layers), vectors)
+    assert pool(tuple(states.double()), mask, how, layers).dtype == torch.float64
 
 
 def test_a_mean_that_forgets_the_mask_does_change():
@@ -236,44 +293,314 @@ def test_a_mean_that_forgets_the_mask_does_change():
     assert not torch.allclose(more_states[-1].mean(dim=1), states[-1].mean(dim=1), atol=1.0)
 
 
-def test_unknown_pooling_is_refused(family_dirs):
+def test_impossible_poolings_are_refused():
     with pytest.raises(ValueError, match="pooling is 'sum', expected one of mean, cls, max"):
-        SentenceEncoder.from_pretrained(family_dirs["bert"], pooling="sum")
-    with pytest.raises(ValueError, match="pooling is 'sum'"):
         pool((torch.zeros(1, 1, 1),), torch.ones(1, 1), "sum")
+    with pytest.raises(ValueError, match="last_layers needs 4 hidden states, found 1"):
+        pool((torch.zeros(1, 1, 1),), torch.ones(1, 1), "last_layers", 4)
 
 
-@pytest.mark.parametrize("settings", [{"layers": 0}, {"layers": 5}, {"max_length": 2}, {"max_length": 65}])
-def test_impossible_settings_are_refused(settings: dict, family_dirs):
-    name, value = next(iter(settings.items()))
-    with pytest.raises(ValueError, match=f"{name} is {value}, expected"):
-        SentenceEncoder.from_pretrained(family_dirs["bert"], **settings)
+IMPOSSIBLE = {
+    "pooling is 'sum', expected one of mean, cls": {"pooling": "sum"},
+    "layers is 0, expected 1 to 4": {"layers": 0},
+    "layers is 5, expected 1 to 4": {"layers": 5},
+    "max_length is 2, expected 3 to 64": {"max_length": 2},
+    "max_length is 65, expected 3 to 64": {"max_length": 65},
+    "the projection takes 7 numbers, expected 8": {"projection": nn.Sequential(nn.Linear(32, 8), nn.Linear(7, 8))},
+}
+
+
+@pytest.mark.parametrize("message", IMPOSSIBLE)
+def test_impossible_settings_are_refused(message: str, family_dirs):
+    with pytest.raises(ValueError, match=message):
+        SentenceEncoder.from_pretrained(family_dirs["bert"], **IMPOSSIBLE[message])
 
 
 # ------------------------------------------------------------------------------------------------------ the families
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_every_family_with_every_pooling(family_dir, pooling: str, tmp_path):
+def test_every_family_with_every_pooling(family_dir, pooling: str):
     encoder = SentenceEncoder.from_pretrained(family_dir, pooling=pooling, layers=2)
-    texts = [*SHORT, LONG]
-    vectors = encoder.encode(texts)
+    vectors = encoder.encode(TEXTS)
     assert vectors.shape == (5, 32)
     assert encoder.max_length == 64
-    for text, vector in zip(texts, vectors, strict=True):
+    for text, vector in zip(TEXTS, vectors, strict=True):
         assert_same(encoder.encode([text])[0], vector)  # alone, a text has no padding
     assert (vectors @ vectors.T).fill_diagonal_(0).max() < 0.9999  # different texts, different vectors
+
+
+def test_every_family_is_saved_loaded_pickled_and_read_by_sentence_transformers(family_dir, tmp_path):
+    encoder = SentenceEncoder.from_pretrained(family_dir, pooling="last_layers", layers=2)
+    vectors = encoder.encode(TEXTS)
     encoder.save_pretrained(tmp_path)
     again = SentenceEncoder.from_pretrained(tmp_path)
-    assert torch.equal(again.encode(texts), vectors)
-    assert (again.pooling, again.layers, again.max_length) == (pooling, 2, 64)
+    assert torch.equal(again.encode(TEXTS), vectors)
+    assert (again.pooling, again.layers, again.max_length) == ("last_layers", 2, 64)
+    assert torch.equal(pickle.loads(pickle.dumps(again)).encode(TEXTS), vectors)  # after it was used
+    assert_as_sentence_transformers(encoder, tmp_path)
 
 
-def test_a_saved_encoder_of_any_family_is_a_sentence_transformer(family_dir, tmp_path):
+def test_hidden_states_are_those_of_transformers_from_any_layer(family_dir):
     encoder = SentenceEncoder.from_pretrained(family_dir)
-    encoder.save_pretrained(tmp_path)
-    theirs = SentenceTransformer(str(tmp_path), device="cpu")
-    assert_same(encoder.encode([*SHORT, LONG]), theirs.encode([*SHORT, LONG]))
+    batch = batch_of(encoder, TEXTS)
+    with torch.inference_mode():
+        backbone = AutoModel.from_pretrained(family_dir).eval()
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        expected = backbone(**inputs, output_hidden_states=True).hidden_states
+        vectors, states = encoder(batch)
+        assert len(states) == len(expected) == encoder.traits.depth + 1 == 4
+        assert all(torch.equal(a, b) for a, b in zip(states, expected, strict=True))
+        assert torch.equal(encoder.vectors(states, batch["attention_mask"]), vectors)
+        for depth in range(4):
+            if encoder.traits.values is None and depth < 3:
+                with pytest.raises(ValueError, match=f"can't start at layer {depth}; compute it from the token ids"):
+                    encoder.hidden(batch, states[depth], depth)
+            else:
+                upper = encoder.hidden(batch, states[depth], depth)
+                assert len(upper) == 4 - depth
+                assert all(torch.equal(a, b) for a, b in zip(upper, states[depth:], strict=True))
+
+
+def test_nothing_below_the_start_is_computed_or_trained(tiny):
+    batch, layers = batch_of(tiny), layers_of(tiny.backbone)
+    called = []
+    for i, layer in enumerate(layers):
+        layer.register_forward_hook(lambda *_, i=i: called.append(i))
+    states = torch.randn(*batch["input_ids"].shape, 32, requires_grad=True)
+    tiny.hidden(batch, states, 1)[-1].sum().backward()
+    assert called == [1, 2]
+    assert states.grad is not None and layers[1].attention.output.dense.weight.grad is not None
+    assert layers[0].attention.output.dense.weight.grad is None
+    for depth, start in ((4, states), (-1, states), (2, None)):
+        with pytest.raises(ValueError, match=f"depth is {depth} for a backbone of 3 layers"):
+            tiny.hidden(batch, start, depth)
+
+
+def test_layers_are_found_or_refused_by_name(family_dir):
+    backbone = AutoModel.from_pretrained(family_dir)
+    if family_dir.name == "albert":
+        assert len(layers_of(backbone)) == 0
+        with pytest.raises(ValueError, match=r"lower_layers needs layers, but this backbone \(albert\) has no"):
+            layers_of(backbone, needed_by="lower_layers")
+    else:
+        assert len(layers_of(backbone, needed_by="lower_layers")) == 3
+
+
+LENGTHS = {  # family: positions that its settings name, tokens that it takes
+    "modernbert": (8192, 8192),
+    "deberta-v2": (512, 512),
+    "xlm-roberta": (514, 512),
+    "albert": (512, 512),
+}
+
+
+@pytest.mark.parametrize("limit", [None, 40])
+@pytest.mark.parametrize("family", LENGTHS)
+def test_the_length_is_that_of_the_positions_or_of_the_tokenizer(family: str, limit: int | None, family_dirs, tmp_path):
+    positions, longest = LENGTHS[family]
+    folder = Path(shutil.copytree(family_dirs[family], tmp_path, dirs_exist_ok=True))
+    config = AutoConfig.from_pretrained(folder, max_position_embeddings=positions)
+    AutoModel.from_config(config).save_pretrained(folder)
+    if limit:
+        edit(folder / "tokenizer_config.json", model_max_length=limit)
+    assert SentenceEncoder.from_pretrained(folder).max_length == (limit or longest)
+    edit(folder / "sentence_bert_config.json", max_seq_length=10_000)
+    assert SentenceEncoder.from_pretrained(folder).max_length == longest
+    edit(folder / "sentence_bert_config.json", max_seq_length=33)
+    assert SentenceEncoder.from_pretrained(folder).max_length == 33
+
+
+def test_what_is_no_encoder_is_refused_by_name(tiny):
+    shape = {"d_model": 32, "d_ff": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 100}
+    with pytest.raises(ValueError, match="t5: not a single stack of transformer layers"):
+        SentenceEncoder(AutoModel.from_config(AutoConfig.for_model("t5", **shape)), tiny.tokenizer)
+    tiny.tokenizer.pad_token = None
+    with pytest.raises(ValueError, match="BertTokenizer has no padding token"):
+        SentenceEncoder(tiny.backbone, tiny.tokenizer)
+
+
+def test_states_that_can_not_be_traced_are_left_to_transformers(tiny):
+    """SqueezeBERT's layers see states with other axes."""
+    shape = {"num_hidden_layers": 2, "hidden_size": 32, "embedding_size": 32, "num_attention_heads": 4}
+    shape |= {"intermediate_size": 32, "vocab_size": 360, "max_position_embeddings": 64}
+    encoder = SentenceEncoder(AutoModel.from_config(AutoConfig.for_model("squeezebert", **shape)), tiny.tokenizer)
+    assert [state.shape[2] for state in encoder.hidden(batch_of(encoder))] == [32, 32, 32]
+    assert not encoder.traits.traced and encoder.traits.values is None
+    assert encoder.encode(SHORT).shape == (4, 32)
+
+
+# ------------------------------------------------------------------------------------- folders of sentence-transformers
+
+
+@pytest.fixture
+def foreign(family_dirs, tmp_path: Path):
+    """Folders as sentence-transformers writes them: a function of what follows the transformer."""
+
+    def write(*modules: nn.Module, family: str = "bert") -> Path:
+        torch.manual_seed(1)
+        transformer = theirs.Transformer(str(family_dirs[family]), max_seq_length=48)
+        SentenceTransformer(modules=[transformer, *modules], device="cpu").save(str(tmp_path / "foreign"))
+        return tmp_path / "foreign"
+
+    return write
+
+
+def mixture(weights: list[float]) -> theirs.WeightedLayerPooling:
+    start = {"num_hidden_layers": 3, "layer_start": 4 - len(weights)}
+    return theirs.WeightedLayerPooling(32, **start, layer_weights=nn.Parameter(torch.tensor(weights)))
+
+
+HONOURED = {  # modules behind the transformer; ours
+    "no Normalize": (lambda: [theirs.Pooling(32)], {"normalize": False, "dim": 32}),
+    "mean": (lambda: [theirs.Pooling(32, ("mean",)), theirs.Normalize()], {"normalize": True, "max_length": 48}),
+    "cls": (lambda: [theirs.Pooling(32, "cls")], {"pooling": "cls"}),
+    "max": (lambda: [theirs.Pooling(32, "max"), theirs.Normalize()], {"pooling": "max"}),
+    "weighted": (lambda: [theirs.Pooling(32, "weightedmean"), theirs.Normalize()], {"pooling": "weighted"}),
+    "Dense": (lambda: [theirs.Pooling(32), theirs.Dense(32, 16)], {"dim": 16}),
+    "a linear map alone": (
+        lambda: [theirs.Pooling(32), theirs.Dense(32, 16, bias=False, activation_function=nn.Identity())],
+        {"dim": 16, "normalize": False},
+    ),
+    "several": (
+        lambda: [
+            *(theirs.Pooling(32), theirs.LayerNorm(32), theirs.Dropout(0.3)),
+            *(theirs.Dense(32, 64, activation_function=nn.GELU()), theirs.Dense(64, 8), theirs.Normalize()),
+        ],
+        {"dim": 8, "normalize": True},
+    ),
+    "two linear maps": (
+        lambda: [
+            theirs.Pooling(32, "cls"),
+            *(theirs.Dense(32, n, activation_function=nn.Identity()) for n in (32,)),
+            theirs.Dense(32, 9, activation_function=nn.ReLU()),
+        ],
+        {"dim": 9},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HONOURED)
+def test_a_foreign_folder_is_honoured_and_saved_again(name: str, foreign, tmp_path):
+    modules, ours = HONOURED[name]
+    folder = foreign(*modules())
+    encoder = SentenceEncoder.from_pretrained(folder)
+    assert_as_sentence_transformers(encoder, folder)
+    assert {key: getattr(encoder, key) for key in ours} == ours
+    encoder.save_pretrained(tmp_path / "again")
+    assert_as_sentence_transformers(encoder, tmp_path / "again")
+    assert torch.equal(SentenceEncoder.from_pretrained(tmp_path / "again").encode(TEXTS), encoder.encode(TEXTS))
+
+
+def test_folders_of_older_versions_are_honoured(foreign):
+    """Pooling by flags, settings under older names, a transformer in a folder of its own, no folder for Normalize."""
+    folder = foreign(theirs.Pooling(32, "cls"), theirs.Normalize())
+    expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
+    flags = {f"pooling_mode_{name}": name == "cls_token" for name in ("mean_tokens", "cls_token", "lasttoken")}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **flags}))
+    shutil.rmtree(folder / "2_Normalize")
+    (folder / "0_Transformer").mkdir()
+    for path in [path for path in folder.iterdir() if path.is_file() and "modules" not in path.name]:
+        path.rename(folder / "0_Transformer" / path.name)
+    (folder / "0_Transformer" / "sentence_bert_config.json").write_text('{"max_seq_length": 48}')
+    entries = [(0, "0_Transformer", "Transformer"), (1, "1_Pooling", "Pooling"), (2, "2_Normalize", "Normalize")]
+    listed = [
+        {"idx": i, "name": str(i), "path": p, "type": f"sentence_transformers.models.{kind}"} for i, p, kind in entries
+    ]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    assert_same(SentenceEncoder.from_pretrained(folder).encode(TEXTS), expected)
+    assert_as_sentence_transformers(SentenceEncoder.from_pretrained(folder), folder)
+
+
+BOTH = ("mean", "max")
+REFUSED_MODULES = {
+    "the pooling lasttoken": lambda: [theirs.Pooling(32, "lasttoken")],
+    "the pooling mean_sqrt_len": lambda: [theirs.Pooling(32, "mean_sqrt_len_tokens")],
+    "the pooling mean . max": lambda: [theirs.Pooling(32, BOTH)],
+    "the module .*CNN": lambda: [theirs.CNN(32, 8), theirs.Pooling(24)],
+    "the module .*LSTM": lambda: [theirs.LSTM(32, 8), theirs.Pooling(16)],
+    "use_residual = True": lambda: [theirs.Pooling(32), theirs.Dense(32, 32, use_residual=True)],
+    "module_input_name = 'token_embeddings'": lambda: [
+        theirs.Pooling(32),
+        theirs.Normalize(module_input_name="token_embeddings"),
+    ],
+    "the order Transformer, Dense, Pooling": lambda: [
+        theirs.Dense(32, 16, module_input_name="token_embeddings"),
+        theirs.Pooling(16),
+    ],
+    "the order Transformer, Pooling, Normalize, Dense": lambda: [
+        *(theirs.Pooling(32), theirs.Normalize(), theirs.Dense(32, 16))
+    ],
+    "the activation torch.nn.modules.activation.PReLU": lambda: [
+        *(theirs.Pooling(32), theirs.Dense(32, 16, activation_function=nn.PReLU()))
+    ],
+    "the order Transformer .expected": lambda: [],
+    "WeightedLayerPooling whose weights differ": lambda: [mixture([1.0, 2.0]), theirs.Pooling(32)],
+    "the pooling max": lambda: [mixture([1.0, 1.0]), theirs.Pooling(32, "max")],
+}
+
+
+@pytest.mark.parametrize("message", REFUSED_MODULES)
+def test_a_module_that_can_not_be_honoured_is_refused_by_name(message: str, foreign):
+    folder = foreign(*REFUSED_MODULES[message]())
+    with pytest.raises(ValueError, match=f"foreign.*{message}.* can't be honoured here.*SentenceTransformer"):
+        SentenceEncoder.from_pretrained(folder)
+
+
+REFUSED_SETTINGS = {
+    "which puts 'query: ' before": (
+        "config_sentence_transformers.json",
+        {"prompts": {"query": "query: "}, "default_prompt_name": "query"},
+    ),
+    "truncate_dim = 16": ("config_sentence_transformers.json", {"truncate_dim": 16}),
+    "model_type = 'SparseEncoder'": ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}),
+    "do_lower_case": ("sentence_bert_config.json", {"do_lower_case": True}),
+    "processing_kwargs = ": ("sentence_bert_config.json", {"processing_kwargs": {"text": {"padding": False}}}),
+    "transformer_task = 'fill-mask'": ("sentence_bert_config.json", {"transformer_task": "fill-mask"}),
+    "modality_config = ": ("sentence_bert_config.json", {"modality_config": {"text": {"method": "encode"}}}),
+    "something = 'new'": ("1_Pooling/config.json", {"something": "new"}),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED_SETTINGS)
+def test_a_setting_that_can_not_be_honoured_is_refused_by_name(message: str, foreign):
+    folder = foreign(theirs.Pooling(32), family="roberta")  # its tokenizer keeps capitals
+    name, values = REFUSED_SETTINGS[message]
+    edit(folder / name, **values)
+    with pytest.raises(ValueError, match=f"foreign.*{message}"):
+        SentenceEncoder.from_pretrained(folder)
+
+
+def test_settings_without_consequence_are_no_obstacle(foreign):
+    folder = foreign(theirs.Pooling(32, include_prompt=False))
+    prompts = {"query": "query: ", "document": ""}
+    edit(folder / "config_sentence_transformers.json", prompts=prompts, default_prompt_name=None)
+    edit(folder / "sentence_bert_config.json", do_lower_case=True)  # so does the tokenizer
+    assert_as_sentence_transformers(SentenceEncoder.from_pretrained(folder), folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("modules.json", "{}"),
+        ("modules.json", "[3]"),
+        ("modules.json", '[{"type": "sentence_transformers.models.Transformer"}]'),
+        ("modules.json", "[{"),
+        ("modules.json", '[{"type": "their_code.Pooling", "path": ""}]'),
+        ("2_Dense/config.json", '{"in_features": 3}'),
+        ("2_Dense/config.json", "3"),
+        ("2_Dense/model.safetensors", "cut"),
+        ("2_Dense/model.safetensors", None),
+        ("1_Pooling/config.json", '{"pooling_mode": "sum"}'),
+    ],
+)
+def test_a_damaged_foreign_folder_is_refused_by_name(name: str, text: str | None, foreign):
+    folder = foreign(theirs.Pooling(32), theirs.Dense(32, 16))
+    (folder / name).unlink()
+    if text is not None:
+        (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(folder / name).rpartition("/")[0])):
+        SentenceEncoder.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -287,10 +614,11 @@ def test_saved_settings_hold_in_sentence_transformers(
     if projection:
         torch.nn.init.normal_(encoder.projection[2].weight)  # not all ones, as at the start
     encoder.save_pretrained(tmp_path)
-    vectors = encoder.encode([*SHORT, LONG])
-    assert vectors.shape == (5, projection or 32)
-    assert_same(vectors, SentenceTransformer(str(tmp_path), device="cpu").encode([*SHORT, LONG]))
-    assert torch.equal(SentenceEncoder.from_pretrained(tmp_path).encode([*SHORT, LONG]), vectors)
+    assert encoder.encode(TEXTS).shape == (5, projection or 32)
+    assert_as_sentence_transformers(encoder, tmp_path)
+    again = SentenceEncoder.from_pretrained(tmp_path)
+    assert torch.equal(again.encode(TEXTS), encoder.encode(TEXTS))
+    assert str(again.projection) == str(encoder.projection)  # dropout too, for training
 
 
 def test_minilm_saved_and_loaded(encoder, tmp_path):
@@ -303,29 +631,26 @@ def test_minilm_saved_and_loaded(encoder, tmp_path):
 
 @pytest.mark.parametrize("name", [None, "all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2", find_minilm()])
 def test_minilm_by_any_of_its_names(name, encoder):
-    found = SentenceEncoder.from_pretrained(name)
-    assert found.max_length == 256
-    assert torch.equal(found.encode(SHORT[1:2]), encoder.encode(SHORT[1:2]))
-
-
-def test_a_backbone_of_two_layers_needs_no_settings(family_dirs, tmp_path):
-    shutil.copytree(family_dirs["bert"], tmp_path, dirs_exist_ok=True)
-    config = AutoConfig.from_pretrained(tmp_path, num_hidden_layers=2)
-    AutoModel.from_config(config).save_pretrained(tmp_path)
-    assert SentenceEncoder.from_pretrained(tmp_path).encode(SHORT).shape == (4, 32)
+    same = SentenceEncoder.from_pretrained(name)
+    assert same.max_length == 256
+    assert torch.equal(same.encode(SHORT[1:2]), encoder.encode(SHORT[1:2]))
 
 
 def test_settings_given_at_loading_win_over_the_saved_ones(family_dirs, tmp_path):
     SentenceEncoder.from_pretrained(family_dirs["bert"], pooling="max", projection=8).save_pretrained(tmp_path)
-    found = SentenceEncoder.from_pretrained(tmp_path, pooling="cls", projection=None)
-    assert (found.pooling, found.dim) == ("cls", 32)
-    assert_same(found.encode(SHORT), SentenceEncoder.from_pretrained(family_dirs["bert"], pooling="cls").encode(SHORT))
+    encoder = SentenceEncoder.from_pretrained(tmp_path, pooling="cls", projection=None)
+    assert (encoder.pooling, encoder.dim) == ("cls", 32)
+    expected = SentenceEncoder.from_pretrained(family_dirs["bert"], pooling="cls").encode(SHORT)
+    assert_same(encoder.encode(SHORT), expected)
 
 
 def test_weights_are_loaded_in_float32_whatever_they_are_stored_in(family_dirs, tmp_path):
     shutil.copytree(family_dirs["bert"], tmp_path, dirs_exist_ok=True)
     AutoModel.from_pretrained(tmp_path).half().save_pretrained(tmp_path)
     assert {p.dtype for p in SentenceEncoder.from_pretrained(tmp_path).parameters()} == {torch.float32}
+
+
+# --------------------------------------------------------------------------------------------- saving, and its failures
 
 
 def test_saving_says_nothing_and_leaves_nothing_behind(tiny, tmp_path, capfd):
@@ -335,6 +660,34 @@ def test_saving_says_nothing_and_leaves_nothing_behind(tiny, tmp_path, capfd):
         tiny.save_pretrained(tmp_path / "deep" / "model")
     assert capfd.readouterr() == ("", "")
     assert not [path for path in (tmp_path / "deep" / "model").iterdir() if path.name.startswith(".")]
+
+
+def test_a_folder_at_home(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    tiny.save_pretrained("~/m")
+    assert torch.equal(SentenceEncoder.from_pretrained("~/m").encode(SHORT), tiny.encode(SHORT))
+    assert [path.name for path in tmp_path.iterdir() if path.name in ("m", "~")] == ["m"]
+
+
+@pytest.mark.parametrize("room", [300, 20_000])  # too little for config.json, for the weights
+def test_a_full_disk_is_one_error_and_leaves_the_old_model_as_it_was(room: int, tiny, saved):
+    expected = {path: sha256_of(path) for path in saved.rglob("*") if path.is_file()}
+    torch.nn.init.normal_(tiny.backbone.embeddings.word_embeddings.weight)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))  # longer files can't be written
+    try:
+        with pytest.raises(OSError, match=r"saved: nothing saved \(.*File too large.*\); free some space or save else"):
+            tiny.save_pretrained(saved)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert {path: sha256_of(path) for path in saved.rglob("*") if path.is_file()} == expected
+
+
+def test_a_file_in_place_of_the_folder(tiny, tmp_path):
+    (tmp_path / "model").write_text("something else")
+    with pytest.raises(OSError, match="model: nothing saved"):
+        tiny.save_pretrained(tmp_path / "model")
 
 
 # ------------------------------------------------------------------------------------------------ what can't be loaded
@@ -372,8 +725,8 @@ def test_one_changed_byte_in_saved_weights_is_noticed(saved):
 
 def test_truncated_projection_is_refused(family_dirs, tmp_path):
     SentenceEncoder.from_pretrained(family_dirs["bert"], projection=8).save_pretrained(tmp_path)
-    (tmp_path / "projection.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"projection\.safetensors"):
+    (tmp_path / "2_Dense" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"2_Dense/model\.safetensors: its SHA-256"):
         SentenceEncoder.from_pretrained(tmp_path)
 
 
@@ -383,9 +736,9 @@ def test_weights_of_another_architecture_are_refused(published, family_dirs):
         SentenceEncoder.from_pretrained(published)
 
 
-def test_weights_of_another_shape_are_refused(published):
-    config = json.loads((published / "config.json").read_text())
-    (published / "config.json").write_text(json.dumps({**config, "intermediate_size": 128}))
+@pytest.mark.parametrize("values", [{"intermediate_size": 128}, {"model_type": "unheard-of"}, {"hidden_size": "x"}])
+def test_a_description_that_does_not_fit_is_refused(values: dict, published):
+    edit(published / "config.json", **values)
     with pytest.raises(ValueError, match="published"):
         SentenceEncoder.from_pretrained(published)
 
@@ -401,14 +754,17 @@ def test_a_folder_that_is_not_there(tmp_path):
 def test_a_folder_from_which_something_is_missing(name: str, published):
     for path in published.glob("tokenizer*" if name == "tokenizer.json" else name):
         path.unlink()
-    with pytest.raises(OSError, match="published"):
+    with pytest.raises(FileNotFoundError, match=f"published: holds no {name}"):
         SentenceEncoder.from_pretrained(published)
 
 
-@pytest.mark.parametrize("name", ["config.json", "encoder.json", "tokenizer.json", "tokenizer_config.json"])
+DESCRIPTIONS = ["config.json", "encoder.json", "modules.json", "tokenizer.json", "tokenizer_config.json"]
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
 def test_damaged_descriptions_are_refused_by_name(name: str, saved):
     (saved / name).write_bytes((saved / name).read_bytes()[:40])
-    with pytest.raises((ValueError, OSError), match=re.escape(str(saved))):
+    with pytest.raises(ValueError, match=re.escape(str(saved / name))):
         SentenceEncoder.from_pretrained(saved)
 
 
@@ -429,14 +785,14 @@ def test_dropout_is_that_of_torch(tiny):
     """Drops its share, keeps the mean, drops the same in the gradient, and is what the backbone uses."""
     torch.manual_seed(0)
     layer, x = Dropout(0.1), torch.ones(1000, 1001, requires_grad=True)
-    found = layer(x)
-    found.sum().backward()
-    assert (found == 0).float().mean().item() == pytest.approx(26 / 256, abs=2e-3)  # 0.1 in steps of 1/256
-    assert found.mean().item() == pytest.approx(1, abs=2e-3)
-    assert torch.equal(x.grad, found.detach())
-    by_row, by_column = (found == 0).float().mean(1), (found == 0).float().mean(0)
+    output = layer(x)
+    output.sum().backward()
+    assert (output == 0).float().mean().item() == pytest.approx(26 / 256, abs=2e-3)  # 0.1 in steps of 1/256
+    assert output.mean().item() == pytest.approx(1, abs=2e-3)
+    assert torch.equal(x.grad, output.detach())
+    by_row, by_column = (output == 0).float().mean(1), (output == 0).float().mean(0)
     assert max((by_row - 0.1016).abs().max(), (by_column - 0.1016).abs().max()) < 0.05  # no place is favoured
-    assert not torch.equal(layer(x), found)
+    assert not torch.equal(layer(x), output)
     assert torch.equal(layer.eval()(x), x) and torch.equal(Dropout(0.0)(x), x) and not Dropout(1.0)(x).any()
     assert layer.train()(x.bfloat16()).dtype == torch.bfloat16
     assert {type(module) for module in tiny.backbone.modules() if isinstance(module, torch.nn.Dropout)} == {Dropout}

@@ -1,6 +1,7 @@
 """Public data sets: found, fetched once, checked, and read in the shape of the corpus."""
 
 import hashlib
+import json
 import urllib.request
 from pathlib import Path
 from urllib.error import URLError
@@ -8,8 +9,9 @@ from urllib.error import URLError
 import pandas as pd
 import pytest
 
-from mtl_helpers import load_public, public
-from mtl_helpers.public import ENTITIES, PUBLIC, QUESTION_TYPE, questions_and_names
+from experiments import public
+from experiments.public import ENTITIES, INTENT, PUBLIC, QUESTION_TYPE, SLOTS, load_public, questions_and_names
+from mtl_helpers.tables import check_table
 
 CONLL = (
     "No\tO\nnames\tO\n\t\nZoë\tB-person\nB.\tI-person\n\n\n"
@@ -34,86 +36,77 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def put(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, *contents: bytes) -> None:
+@pytest.fixture
+def put(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Put files of a data set into the folder as if they were the true ones."""
-    files = {}
-    for (file, (place, _)), raw in zip(PUBLIC[name].items(), contents, strict=True):
-        (folder / file).write_bytes(raw)
-        files[file] = place, hashlib.sha256(raw).hexdigest()
-    monkeypatch.setitem(PUBLIC, name, files)
+
+    def write(name: str, *contents: bytes) -> None:
+        files = {}
+        for (file, (place, _)), raw in zip(PUBLIC[name].items(), contents, strict=True):
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_bytes(raw)
+            files[file] = place, hashlib.sha256(raw).hexdigest()
+        monkeypatch.setitem(PUBLIC, name, files)
+
+    return write
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="'glue', expected one of stsb, trec6, wnut17"):
+    with pytest.raises(ValueError, match="'glue', expected one of stsb, trec6, wnut17, snips"):
         load_public("glue")
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_offline_it_says_where_to_put_the_file(name: str, folder: Path):
+def test_offline_or_with_another_hash_it_says_what_to_do(name: str, folder: Path):
+    file, (place, sha256) = next(iter(PUBLIC[name].items()))
     with pytest.raises(FileNotFoundError) as error:
         load_public(name)
-    file, (place, _) = next(iter(PUBLIC[name].items()))
     assert all(text in str(error.value) for text in (str(folder / file), f"{public.HOST}{place}", "MTL_PUBLIC"))
     assert list(folder.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", PUBLIC)
-def test_a_file_with_another_hash_is_refused(name: str, folder: Path):
-    for file in PUBLIC[name]:
-        (folder / file).write_text("a,b,1\n")
-    file, (_, sha256) = next(iter(PUBLIC[name].items()))
-    with pytest.raises(ValueError, match=rf"{file}: its SHA-256 is [0-9a-f]{{64}}, expected {sha256}"):
+    for path in PUBLIC[name]:
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text("a,b,1\n")
+    with pytest.raises(ValueError, match=rf"{file}: its SHA-256 is [0-9a-f]{{64}}, expected {sha256}; delete the file"):
         load_public(name)
 
 
 def test_a_file_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     raw = b'One.,"Two, three.",2.5\n'
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "tiny.csv").write_bytes(raw)
-    monkeypatch.setattr(public, "HOST", f"{(tmp_path / 'there').as_uri()}/")
-    monkeypatch.setitem(PUBLIC, "stsb", {"here.csv": ("tiny.csv", hashlib.sha256(raw).hexdigest())})
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "tiny.csv").write_bytes(raw)
+    monkeypatch.setattr(public, "HOST", f"{(tmp_path / 'far').as_uri()}/")
+    monkeypatch.setitem(PUBLIC, "stsb", {"deeper/here.csv": ("tiny.csv", hashlib.sha256(raw).hexdigest())})
     monkeypatch.setenv("MTL_PUBLIC", str(tmp_path / "cache" / "deep"))
     first = load_public("stsb")
-    (tmp_path / "there" / "tiny.csv").unlink()
+    (tmp_path / "far" / "tiny.csv").unlink()
     pd.testing.assert_frame_equal(load_public("stsb"), first)
     assert first.to_dict("records") == [{"sentence_1": "One.", "sentence_2": "Two, three.", "score": 2.5}]
 
 
-def test_questions_are_read_with_their_types(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_questions_are_read_with_their_types(put):
     train = "".join(f"{i % 6} Which number is {i} ?\n" for i in range(20)) + "4 What is a sister\xf0city ?\n"
-    put(folder, monkeypatch, "trec6", train.encode("latin-1"), b"5 How far ?\n0 Why ?\n")
+    put("trec6", train.encode("latin-1"), b"5 How far ?\n0 Why ?\n")
     table = load_public("trec6")
     assert list(table) == ["id", "text", "question_type", "split"]
-    assert table["split"].tolist() == [
-        *["train"] * 9,
-        "validation",
-        *["train"] * 9,
-        "validation",
-        "train",
-        "test",
-        "test",
-    ]
+    nine = ["train"] * 9 + ["validation"]
+    assert table["split"].tolist() == [*nine, *nine, "train", "test", "test"]
     assert table["question_type"].tolist()[:7] == [*QUESTION_TYPE.labels, QUESTION_TYPE.labels[0]]
     assert table["text"].tolist()[-3:] == ["What is a sister\xf0city ?", "How far ?", "Why ?"]
     assert table["id"].is_unique
 
 
-def test_names_are_read_as_spans(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    put(folder, monkeypatch, "wnut17", CONLL.encode(), CONLL.encode(), b"it\tO\n")
+def test_names_are_read_as_spans_beside_questions_in_one_table(put):
+    put("wnut17", (CONLL + "\n").encode() * 9, CONLL.encode(), b"it\tO\n")
     table = load_public("wnut17")
     assert list(table) == ["id", "text", "entities", "split"]
-    for split in ("train", "validation"):
+    for split, times in (("train", 9), ("validation", 1)):
         rows = table[table["split"] == split]
-        assert list(zip(rows["text"], rows["entities"], strict=True)) == ROWS
-    assert table["text"].iloc[-1] == "it" and table["split"].iloc[-1] == "test"
-
-
-def test_questions_and_names_share_a_table_and_no_row(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    put(folder, monkeypatch, "trec6", b"".join(b"4 Where ?\n" for _ in range(20)), b"5 How far ?\n")
-    put(folder, monkeypatch, "wnut17", CONLL.encode() * 9, CONLL.encode(), b"it\tO\n")
-    table = questions_and_names("train")
-    assert set(table["split"]) == {"train"} and table.index.is_unique
-    assert (table.question_type.isna() != table.entities.isna()).all()
+        assert list(zip(rows["text"], rows["entities"], strict=True)) == ROWS * times
+    assert table[["text", "split"]].to_numpy()[-1].tolist() == ["it", "test"]
+    put("trec6", b"".join(b"4 Where ?\n" for _ in range(20)), b"5 How far ?\n")
+    both = questions_and_names("train")
+    assert set(both["split"]) == {"train"} and both.index.is_unique
+    assert (both.question_type.isna() != both.entities.isna()).all()
     drawn = questions_and_names("train", 5, seed=1)
     assert drawn.question_type.notna().sum() == 5 == drawn.entities.notna().sum()
     assert drawn.equals(questions_and_names("train", 5, seed=1))
@@ -121,24 +114,68 @@ def test_questions_and_names_share_a_table_and_no_row(folder: Path, monkeypatch:
     assert questions_and_names("test").text.tolist() == ["How far ?", "it"]
 
 
-@pytest.mark.parametrize(
-    ("name", "sizes"),
-    [
-        ("trec6", {"train": 4907, "validation": 545, "test": 500}),
-        ("wnut17", {"train": 3394, "validation": 1009, "test": 1287}),
-    ],
-)
-def test_the_true_files(name: str, sizes: dict[str, int]):
+def request(*pieces: str | tuple[str, str]) -> dict:
+    """A request as SNIPS has it: pieces of text, or (slot, piece)."""
+    pairs = [(None, piece) if isinstance(piece, str) else piece for piece in pieces]
+    return {"data": [{"text": piece} | ({"entity": slot} if slot else {}) for slot, piece in pairs]}
+
+
+def test_requests_are_read_with_intents_and_slots(put):
+    first, second, *_ = INTENT.labels
+    requests = {file: [] for file in PUBLIC["snips"]}
+    train, test = f"snips/train_{first}_full.json", f"snips/validate_{first}.json"
+    requests[train] = [
+        request(" play ", ("artist", " Zoë B. "), " on", ("service", "  "), ("year", "1999 ")),
+        request("Say \n"),
+        request("same ", ("album", "text")),
+        request("same ", ("track", "text")),  # the same text once more
+        request("in the ", ("city", "test")),  # also in the test part
+        *(request(f"number {i}") for i in range(8)),
+    ]
+    requests[test] = [request("in the ", ("state", "test")), request("in the test")]
+    requests[f"snips/train_{second}_full.json"] = [request("Say"), request("caf\xe9")]
+    contents = [
+        json.dumps({file.split("_")[1].removesuffix(".json"): many}, ensure_ascii=False)
+        for file, many in requests.items()
+    ]
+    put("snips", *(text.encode("latin-1" if second in text else "utf-8") for text in contents))
+    table = load_public("snips")
+    assert list(table) == ["id", "text", "intent", "slots", "split"] and table["id"].is_unique
+    text = "play  Zoë B.  on  1999"
+    rows = table.to_dict("records")
+    assert (rows[0]["text"], rows[0]["intent"]) == (text, first)
+    assert [(text[a:b], slot) for a, b, slot in rows[0]["slots"]] == [("Zoë B.", "artist"), ("1999", "year")]
+    texts = [text, "Say", "same text", *(f"number {i}" for i in range(8)), "caf\xe9", "in the test", "in the test"]
+    assert table["text"].tolist() == texts
+    assert rows[2]["slots"] == [(5, 9, "album")] and rows[-2]["slots"] == [(7, 11, "state")]
+    assert table["split"].tolist() == ["train"] * 9 + ["validation"] + ["train"] * 2 + ["test"] * 2
+    assert table["intent"].tolist()[-4:] == [first, second, first, first]
+
+
+SIZES = {
+    "stsb": {},
+    "trec6": {"train": 4907, "validation": 545, "test": 500},
+    "wnut17": {"train": 3394, "validation": 1009, "test": 1287},
+    "snips": {"train": 12252, "validation": 1361, "test": 700},
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_true_files(name: str):
     """Where they are at hand: as many texts as published, every label one of the task's."""
     try:
         table = load_public(name)
     except FileNotFoundError:
         pytest.skip(f"no {name} in the folder that MTL_PUBLIC names")
-    assert table["split"].value_counts().to_dict() == sizes
-    assert table["text"].str.strip().ne("").all()
-    if name == "trec6":
-        assert set(table["question_type"]) == set(QUESTION_TYPE.labels)
+    if name == "stsb":
+        assert len(table) == 1379 and table["score"].between(0, 5).all() and not table.isna().any(axis=None)
         return
-    spans = [(row.text[a:b], label) for row in table.itertuples() for a, b, label in row.entities]
-    assert len(spans) == 1693 + 617 + 810
-    assert all(surface == surface.strip() and label in ENTITIES.labels for surface, label in spans)
+    assert table["split"].value_counts().to_dict() == SIZES[name]
+    tasks = {"trec6": [QUESTION_TYPE], "wnut17": [ENTITIES], "snips": [INTENT, SLOTS]}[name]
+    checked = check_table(table, tasks, name)
+    for task in tasks:
+        assert checked[task.name].tolist() == table[task.name].tolist()
+        labels = table[task.name] if task.level == "sentence" else [s[2] for spans in table[task.name] for s in spans]
+        assert set(labels) == set(task.labels)
+    if name == "wnut17":
+        assert table["entities"].map(len).sum() == 1693 + 617 + 810

@@ -1,17 +1,21 @@
 """A grid of runs: each is kept as it ends, none is run twice, and a repeated one is compared with what is on file."""
 
-import itertools
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-from mtl_helpers import sweeps
-from mtl_helpers.sweeps import sweep
+from experiments import sweeps
+from experiments.__main__ import main
+from experiments.runner import studies
+from experiments.sweeps import Study, fingerprint, sweep
 
 GRID = [{"pooling": "mean", "layers": 1}, {"pooling": "max", "layers": 3}]
+PACKAGE = Path(sweeps.__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -24,22 +28,31 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Experiment:
     """Counts its runs; its score depends on setting and seed."""
 
-    def __init__(self, fail_at: int | None = None, shift: float = 0.0) -> None:
-        self.calls, self.fail_at, self.shift = [], fail_at, shift
+    def __init__(self, fail_at: int | None = None, shift: float = 0.0, predict: bool = False) -> None:
+        self.calls, self.fail_at, self.shift, self.predict = [], fail_at, shift, predict
 
     def __call__(self, seed: int, pooling: str, layers: int) -> dict:
         self.calls.append((pooling, layers, seed))
         if len(self.calls) == self.fail_at:
             raise KeyboardInterrupt
-        return {"score": layers / 7 + seed + self.shift, "note": f"{pooling}, {seed}"}
+        row = {"score": layers / 7 + seed + self.shift, "note": f"{pooling}, {seed}"}
+        return row | ({"predictions": [seed, [[0, 3, "Łódź"]]]} if self.predict else {})
 
 
 def forbidden(**setting) -> dict:
     raise AssertionError(f"{setting} was run again")
 
 
+def several(seed: int, pooling: str, layers: int) -> list[dict]:
+    """Three rows a run; large numbers and missing ones among them."""
+    return [{"part": part, "score": layers / 7 + seed, "operations": 1234567.8, "none": None} for part in range(3)]
+
+
 def without_seconds(path: Path) -> pd.DataFrame:
     return pd.read_csv(path).drop(columns="seconds")
+
+
+# ------------------------------------------------------------------------------------------------------------ rows
 
 
 def test_a_sweep_gives_a_row_for_each_setting_and_seed(results):
@@ -49,9 +62,12 @@ def test_a_sweep_gives_a_row_for_each_setting_and_seed(results):
         *(["max", 3, seed] for seed in range(3)),
     ]
     assert rows["score"].tolist() == pytest.approx([layers / 7 + s for layers in (1, 3) for s in range(3)], abs=1e-5)
-    assert {"seconds", "device", "torch", "transformers"} < set(rows)
-    assert rows["torch"].unique().tolist() == [torch.__version__.partition("+")[0]]
-    pd.testing.assert_frame_equal(pd.read_csv(results / "s.csv"), rows)
+    assert list(rows)[-len(sweeps.CIRCUMSTANCES) :] == sweeps.CIRCUMSTANCES
+    assert set(rows["torch"]) == {torch.__version__.partition("+")[0]} and (rows["seconds"] >= 0).all()
+    assert set(rows["threads"]) == {torch.get_num_threads()}
+    on_file = pd.read_csv(results / "s.csv")
+    assert on_file["seed"].tolist() == [0, 0, 1, 1, 2, 2]  # seed by seed: a sweep that ends early has whole seeds
+    pd.testing.assert_frame_equal(on_file.sort_values("layers", kind="stable", ignore_index=True), rows)
 
 
 def test_what_is_on_file_is_not_run_again():
@@ -61,12 +77,30 @@ def test_what_is_on_file_is_not_run_again():
     rows = sweep("s", GRID, more, seeds=range(3))
     assert more.calls == [("mean", 1, 2), ("max", 3, 2)]
     assert rows["seed"].tolist() == [0, 1, 2, 0, 1, 2]
+    part = sweep("s", GRID[1:], forbidden, seeds=[2])
+    assert part[["pooling", "seed"]].to_numpy().tolist() == [["max", 2]]
 
 
-def test_a_part_of_the_grid_gives_only_its_rows():
-    sweep("s", GRID, Experiment(), seeds=range(3))
-    rows = sweep("s", GRID[1:], forbidden, seeds=[2])
-    assert rows[["pooling", "seed"]].to_numpy().tolist() == [["max", 2]]
+def test_a_study_knows_what_it_lacks(results):
+    experiment = Experiment(predict=True)
+    study = Study("s", "Which?", GRID, experiment, seeds=(0, 1))
+    assert study.missing() == study.runs and len(study.runs) == 4 and study.path == results / "s.csv"
+    with pytest.raises(ValueError, match=r"s\.csv: 4 of 4 runs are missing; python -m experiments s runs them"):
+        study.rows()
+    run = study.runs[2]
+    study.append(run, study.measure(run))
+    assert study.missing() == [study.runs[0], study.runs[1], study.runs[3]]
+    assert study.rows([run])["note"].tolist() == ["mean, 1"]
+    with pytest.raises(ValueError, match=r"1 of 2 runs are missing"):
+        study.rows([run, study.runs[0]])
+    study.complete()
+    assert len(experiment.calls) == 4 and study.missing() == [] and study.rows()["seed"].tolist() == [0, 0, 1, 1]
+    assert "predictions" not in study.rows() and "predictions" not in (results / "s.csv").read_text()
+    kept = list(study.predictions())
+    assert [(line["pooling"], line["seed"], line["predictions"]) for line in kept] == [
+        (pooling, str(seed), [seed, [[0, 3, "Łódź"]]])
+        for pooling, seed in [("mean", 1), ("mean", 0), ("max", 0), ("max", 1)]
+    ]
 
 
 def test_runs_that_ended_before_an_interruption_are_kept(results):
@@ -75,41 +109,29 @@ def test_runs_that_ended_before_an_interruption_are_kept(results):
     assert len(pd.read_csv(results / "s.csv")) == 2
     rest = Experiment()
     assert len(sweep("s", GRID, rest, seeds=range(2))) == 4
-    assert rest.calls == [("max", 3, 0), ("max", 3, 1)]
+    assert rest.calls == [("mean", 1, 1), ("max", 3, 1)]
 
 
-def test_a_run_may_give_several_rows(results):
-    def layers(seed: int, pooling: str) -> list[dict]:
-        return [{"layer": layer, "score": seed + layer / 10} for layer in range(3)]
-
-    rows = sweep("s", [{"pooling": "mean"}, {"pooling": "max"}], layers, seeds=range(2))
-    assert len(rows) == len(pd.read_csv(results / "s.csv")) == 12
-    assert rows["layer"].tolist() == [0, 1, 2] * 4
-    pd.testing.assert_frame_equal(sweep("s", [{"pooling": "mean"}, {"pooling": "max"}], forbidden, range(2)), rows)
-
-
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("experiment", [Experiment(), several], ids=["a row", "several rows"])
 @pytest.mark.parametrize("cut", [1, 10, 45, 70, 120])
-def test_a_file_that_was_cut_off_is_completed(cut: int, several: bool, results):
-    def experiment(seed: int, pooling: str, layers: int) -> list[dict]:
-        return [{"part": part, "score": layers / 7 + seed + part} for part in range(1 + 2 * several)]
-
+def test_a_file_that_was_cut_off_is_completed(cut: int, experiment, results):
     path = results / "s.csv"
     sweep("s", GRID, experiment, seeds=range(2))
     whole = without_seconds(path)
     path.write_bytes(path.read_bytes()[:-cut])
     rows = sweep("s", GRID, experiment, seeds=range(2))
     pd.testing.assert_frame_equal(without_seconds(path), whole)
-    assert len(rows) == len(whole)
+    assert len(rows) == len(whole) == (12 if experiment is several else 4)
 
 
 @pytest.mark.parametrize(
-    "left", [b"", b"pooling,lay", b"pooling,layers,seed,score,note,seconds,device,torch,transformers\n"]
+    "left", ["", "pooling,lay", "pooling,layers,seed,score,note,seconds,device,torch,transformers\n"]
 )
-def test_a_file_without_rows_is_filled(left: bytes, results):
+def test_a_file_without_rows_is_filled(left: str, results):
     results.mkdir()
-    (results / "s.csv").write_bytes(left)
+    (results / "s.csv").write_text(left)
     assert len(sweep("s", GRID, Experiment(), seeds=range(2))) == len(pd.read_csv(results / "s.csv")) == 4
+    assert ("threads" in (results / "s.csv").read_text()) == (not left.endswith("\n"))  # an old file keeps its columns
 
 
 @pytest.mark.parametrize(
@@ -123,37 +145,32 @@ def test_a_setting_of_any_kind_is_found_again(values: list):
     again = sweep("s", grid, forbidden, seeds=range(2))
     assert len(first) == len(again) == 2 * len(values)
     assert again["score"].tolist() == [0, 1] * len(values)
+    assert again["value"].tolist() == [value for value in values for _ in range(2)] or None in values
 
 
-def test_metrics_are_filed_by_name_not_by_position():
-    def experiment(seed: int, pooling: str, layers: int) -> dict:
-        return {"f1": 0.25, "loss": 1.5} if pooling == "mean" else {"loss": 2.5, "f1": 0.5}
-
-    rows = sweep("s", GRID, experiment, seeds=[0])
-    assert rows[["f1", "loss"]].to_numpy().tolist() == [[0.25, 1.5], [0.5, 2.5]]
-
-
-@pytest.mark.parametrize("others", [{"loss": 2.5}, {"f1": 0.5, "loss": 2.5}, {}], ids=list)
-def test_runs_with_other_metrics_never_spoil_the_file(others: dict):
-    def experiment(seed: int, pooling: str, layers: int) -> dict:
-        return {"f1": 0.25} if pooling == "mean" else others
-
-    try:
-        rows = sweep("s", GRID, experiment, seeds=[0])
-    except ValueError:  # refusing them is fine, as long as what was there can still be read
-        rows = sweep("s", GRID[:1], forbidden, seeds=[0])
-    assert rows["f1"][0] == 0.25
-    assert rows["f1"][1:].isna().all() or rows["f1"][1] == others["f1"]
+def test_metrics_are_filed_by_name_and_those_not_at_hand_stay_empty(results, monkeypatch):
+    rows = {"mean": {"f1": 0.25, "loss": 1.5}, "max": {"loss": 2.5, "f1": 0.5}}
+    found = sweep("s", GRID, lambda pooling, **_: rows[pooling], seeds=[0])
+    assert found[["f1", "loss"]].to_numpy().tolist() == [[0.25, 1.5], [0.5, 2.5]]
+    del rows["max"]["loss"], rows["mean"]["f1"]
+    found = sweep("s", GRID, lambda pooling, **_: rows[pooling], seeds=[0, 1])
+    assert found["f1"].isna().tolist() == [False, True, False, False]
+    monkeypatch.setenv("MTL_RERUN", "all")
+    sweep("s", GRID, lambda pooling, **_: rows[pooling], seeds=[0, 1])  # compares what it could measure
+    monkeypatch.delenv("MTL_RERUN")
+    before = (results / "s.csv").read_bytes()
+    with pytest.raises(
+        ValueError, match=r"s\.csv: has the columns .*'f1'.* this run gives .*'other'.*; delete the file"
+    ):
+        sweep("s", GRID, lambda **_: {"f1": 1.0, "other": 2.0, "predictions": [1]}, seeds=[2])
+    assert (results / "s.csv").read_bytes() == before and len(list(results.iterdir())) == 1
+    assert len(sweep("s", GRID, forbidden, seeds=[0, 1])) == 4
 
 
 def test_torch_is_seeded_before_each_run():
-    def draw(seed: int, pooling: str) -> dict:
-        return {"number": torch.rand(1).item()}
-
-    rows = sweep("s", [{"pooling": "mean"}, {"pooling": "max"}], draw, seeds=range(3))
-    assert rows["number"].nunique() == 3
-    assert rows["number"][:3].tolist() == rows["number"][3:].tolist()
+    rows = sweep("s", [{"a": 1}, {"a": 2}], lambda seed, a: {"number": torch.rand(1).item()}, seeds=range(3))
     torch.manual_seed(2)
+    assert rows["number"].nunique() == 3 and rows["number"][:3].tolist() == rows["number"][3:].tolist()
     assert rows["number"][2] == pytest.approx(torch.rand(1).item(), abs=1e-6)
 
 
@@ -172,92 +189,119 @@ def test_the_expected_time_is_printed_before_anything_runs(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_fingerprint_changes_with_any_cell():
+    table = pd.DataFrame({"text": ["Hi.", "Łódź"], "spans": [[(0, 2, "PER")], None]}, index=[4, 9])
+    assert len(fingerprint(table)) == 12 and fingerprint(table) == fingerprint(table.reset_index(drop=True))
+    others = [table.assign(text=["Hi", "Łódź"]), table.assign(spans=[[(0, 1, "PER")], None]), table[::-1]]
+    assert len({fingerprint(one) for one in (table, *others)} | {fingerprint(table, table)}) == 5
+
+
 # ------------------------------------------------------------------------------------------------------- repeating
 
 
 @pytest.mark.parametrize(("wish", "repeated"), [("all", 4), ("3", 3), ("99", 4), ("0", 0)])
 def test_mtl_rerun_repeats_so_many_runs(wish: str, repeated: int, monkeypatch, results):
-    sweep("s", GRID, Experiment(), seeds=range(2))
-    before = (results / "s.csv").read_bytes()
+    sweep("s", GRID, Experiment(predict=True), seeds=range(2))
+    before = [path.read_bytes() for path in sorted(results.iterdir())]
     monkeypatch.setenv("MTL_RERUN", wish)
-    again = Experiment(shift=0.009)
+    again = Experiment(shift=0.009, predict=True)
     sweep("s", GRID, again, seeds=range(2))
     assert len(set(again.calls)) == len(again.calls) == repeated
-    assert (results / "s.csv").read_bytes() == before
+    assert [path.read_bytes() for path in sorted(results.iterdir())] == before
 
 
-def test_mtl_rerun_does_not_repeat_what_has_just_been_run(monkeypatch):
+REPEATED = {  # what differs: (first rows, rows when repeated, whether that is refused)
+    "nothing": (
+        [{"score": 0.5, "big": 1234567.8, "share": None}] * 3,
+        [{"score": 0.5, "big": 1234568.0, "share": None}] * 3,
+        False,
+    ),
+    "less than the tolerance": ([{"score": 0.5}], [{"score": 0.509}], False),
+    "more than the tolerance": ([{"score": 0.5}], [{"score": 0.511}], True),
+    "a text": ([{"kind": "a"}], [{"kind": "b"}], True),
+    "the number of rows": ([{"score": 0.5}] * 3, [{"score": 0.5}] * 2, True),
+    "a cell that was empty": ([{"score": 0.5, "share": None}], [{"score": 0.5, "share": 0.5}], True),
+    "what validation chose": ([{"score": 0.5, "chosen_rate": 1}], [{"score": 0.5, "chosen_rate": 2}], False),
+    "a time": ([{"score": 0.5, "train_seconds": 1}], [{"score": 0.5, "train_seconds": 9}], False),
+    "a time and the score": ([{"score": 0.5, "train_seconds": 1}], [{"score": 0.6, "train_seconds": 9}], True),
+}
+
+
+@pytest.mark.parametrize("what", REPEATED)
+def test_mtl_rerun_finds_a_difference(what: str, monkeypatch):
+    first, second, refused = REPEATED[what]
+    sweep("s", GRID, lambda **_: first, seeds=range(2))
     monkeypatch.setenv("MTL_RERUN", "all")
-    experiment = Experiment()
-    sweep("s", GRID, experiment, seeds=range(2))
-    assert len(experiment.calls) == 4
+    if refused:
+        message = r"s: repeating \{'pooling': 'mean', .*'seed': 0\} gives other results than s\.csv"
+        with pytest.raises(ValueError, match=message):
+            sweep("s", GRID, lambda **_: second, seeds=range(2))
+    else:
+        assert len(sweep("s", GRID, lambda **_: second, seeds=range(2))) == 4 * len(first)
+    sweep("s", GRID, lambda **_: first, seeds=range(2), tolerance=0.02)
 
 
-def test_mtl_rerun_finds_a_difference(monkeypatch):
-    sweep("s", GRID, Experiment(), seeds=range(2), tolerance=0.01)
-    monkeypatch.setenv("MTL_RERUN", "all")
-    with pytest.raises(
-        ValueError, match=r"s: repeating \{'pooling': 'mean', .*'seed': 0\} gives other results than s\.csv"
-    ):
-        sweep("s", GRID, Experiment(shift=0.011), seeds=range(2), tolerance=0.01)
-    sweep("s", GRID, Experiment(shift=0.011), seeds=range(2), tolerance=0.02)
+# ------------------------------------------------------------------------------------------------ several processes
+
+TINY = """
+import os, signal, time
+from pathlib import Path
+import torch
+from . import sweeps
+
+HERE = Path(__file__).parent
+sweeps.RESULTS = HERE / "results"
+
+def experiment(seed, size):
+    if seed == 2 and not (HERE / "killed").exists():
+        while not STUDY.path.is_file():
+            time.sleep(0.01)
+        (HERE / "killed").touch()
+        os.kill(os.getppid(), signal.SIGKILL)
+    return {"number": torch.rand(1).item(), "process": os.getpid(), "predictions": [size]}
+
+STUDY = sweeps.Study("tiny", "Does it run?", [{"size": 1}, {"size": 2}], experiment, seeds=range(4), minutes=120)
+"""
 
 
-def test_mtl_rerun_finds_another_number_of_rows(monkeypatch):
-    def layers(seed: int, pooling: str) -> list[dict]:
-        return [{"score": 1.0}] * (2 if os.environ.get("MTL_RERUN") else 3)
+def test_a_study_runs_in_two_processes_and_goes_on_when_it_was_killed(tmp_path):
+    (tmp_path / "experiments").mkdir()
+    for name in ("__init__.py", "__main__.py", "runner.py", "sweeps.py"):
+        (tmp_path / "experiments" / name).write_text((PACKAGE / name).read_text())
+    (tmp_path / "experiments" / "tiny.py").write_text(TINY)
 
-    sweep("s", [{"pooling": "mean"}], layers, seeds=[0])
-    monkeypatch.setenv("MTL_RERUN", "all")
-    with pytest.raises(ValueError, match="gives other results"):
-        sweep("s", [{"pooling": "mean"}], layers, seeds=[0])
+    def command(*arguments: str) -> subprocess.CompletedProcess:
+        paths = os.pathsep.join([str(tmp_path), str(PACKAGE.parent)])
+        call = [sys.executable, "-m", "experiments", *arguments]
+        return subprocess.run(
+            call, cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=120
+        )
 
-
-def test_mtl_rerun_compares_several_rows_per_run_and_large_numbers(monkeypatch):
-    def layers(seed: int, pooling: str) -> list[dict]:
-        return [{"layer": layer, "operations": 1234567.8, "unknown": float("nan")} for layer in range(3)]
-
-    grid = [{"pooling": "mean"}, {"pooling": "max"}]
-    sweep("s", grid, layers, seeds=range(2))
-    monkeypatch.setenv("MTL_RERUN", "all")
-    assert len(sweep("s", grid, layers, seeds=range(2))) == 12
-
-
-def test_mtl_rerun_takes_none_for_an_empty_cell(monkeypatch):
-    found = {"score": 0.5, "share": None}
-    sweep("s", GRID[:1], lambda **_: found, seeds=[0])
-    monkeypatch.setenv("MTL_RERUN", "all")
-    assert sweep("s", GRID[:1], lambda **_: found, seeds=[0])["share"].isna().all()
-    found["share"] = 0.5
-    with pytest.raises(ValueError, match="gives other results"):
-        sweep("s", GRID[:1], lambda **_: found, seeds=[0])
+    assert command("tiny", "--processes", "1").returncode == -9
+    path = tmp_path / "experiments" / "results" / "tiny.csv"
+    before = pd.read_csv(path)
+    assert 1 <= len(before) < 8
+    again = command("tiny", "--processes", "2")
+    assert (again.returncode, again.stdout) == (0, "tiny: Does it run?\n    complete\n"), again.stderr
+    rows = pd.read_csv(path)
+    pd.testing.assert_frame_equal(rows[: len(before)], before)
+    assert len(rows) == 8 and not rows.duplicated(["size", "seed"]).any()
+    assert rows["process"][len(before) :].nunique() == 2 and set(rows["threads"]) == {1}
+    torch.manual_seed(3)
+    assert rows.query("seed == 3")["number"].tolist() == pytest.approx([torch.rand(1).item()] * 2, abs=1e-6)
 
 
-def test_mtl_rerun_passes_over_times_and_what_validation_chose(monkeypatch):
-    numbers = itertools.count(1)
-    scores = {"score": 0.5}
-
-    def experiment(seed, pooling):
-        return {**scores, "chosen_rate": next(numbers), "train_seconds": 10 * next(numbers)}
-
-    grid = [{"pooling": "mean"}]
-    sweep("s", grid, experiment, seeds=[0])
-    monkeypatch.setenv("MTL_RERUN", "all")
-    assert len(sweep("s", grid, experiment, seeds=[0])) == 1
-    scores["score"] = 0.6
-    with pytest.raises(ValueError, match="gives other results"):
-        sweep("s", grid, experiment, seeds=[0])
-
-
-def test_a_metric_that_is_not_at_hand_stays_empty_and_a_new_one_is_refused(results: Path, monkeypatch):
-    sweep("some", GRID[:1], lambda **_: {"score": 1.0, "public": 0.5}, seeds=[0])
-    rows = sweep("some", GRID[:1], lambda **_: {"score": 1.0}, seeds=[0, 1])
-    assert rows["score"].tolist() == [1.0, 1.0]
-    assert rows["public"].isna().tolist() == [False, True]
-    monkeypatch.setenv("MTL_RERUN", "all")
-    sweep("some", GRID[:1], lambda **_: {"score": 1.0}, seeds=[0, 1])  # compares what it could measure
-    before = (results / "some.csv").read_bytes()
-    monkeypatch.delenv("MTL_RERUN")
-    with pytest.raises(ValueError, match=r"some\.csv: has the columns .*'public'.* this run gives .*'other'"):
-        sweep("some", GRID[:1], lambda **_: {"score": 1.0, "other": 2.0}, seeds=[2])
-    assert (results / "some.csv").read_bytes() == before
+def test_the_studies_are_listed(capsys):
+    known = studies()
+    assert "token_weight" in known
+    for name, study in known.items():
+        assert study.name == name and study.question.endswith("?")
+        assert len({tuple(map(str, run.values())) for run in study.runs}) == len(study.runs)
+        assert len({tuple(run) for run in study.runs}) == 1  # settings of the same keys
+    assert main([]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[::2] == [f"{name}: {study.question}" for name, study in known.items()]
+    assert all("runs missing" in line for line in printed[1::2])
+    with pytest.raises(SystemExit):
+        main(["nothing"])
+    assert "no study nothing, expected some of " in capsys.readouterr().err

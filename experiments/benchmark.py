@@ -1,4 +1,4 @@
-"""How fast the package is beside what one would use otherwise: `python -m mtl_helpers.benchmark encode`.
+"""How fast the package is beside what one would use otherwise: `python -m experiments.benchmark encode`.
 
 All contenders run in one process and take turns (A, B, A, B, ...) after a warm-up each, so that a machine that slows
 down slows down all of them. A ratio is taken turn by turn; the table shows the median, the lowest and the highest.
@@ -20,13 +20,17 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from .__main__ import device, guarded
-from .corpus import collate, load_corpus, make_examples, progress
-from .encoder import SentenceEncoder, bfloat16_is_fast
-from .minilm import find_minilm
-from .multitask import MultiTaskModel
-from .tasks import TASKS
-from .training import TrainingConfig, epoch_batches, fit, validate
+from mtl_helpers.__main__ import guarded
+from mtl_helpers.batches import collate, make_examples
+from mtl_helpers.corpus import load_corpus
+from mtl_helpers.encoder import SentenceEncoder
+from mtl_helpers.minilm import find_minilm
+from mtl_helpers.multitask import MultiTaskModel
+from mtl_helpers.progress import progress
+from mtl_helpers.runtime import bfloat16_is_fast, device
+from mtl_helpers.settings import TrainingConfig
+from mtl_helpers.tasks import TASKS
+from mtl_helpers.training import epoch_batches, fit, validate
 
 BATCH_SIZES = (8, 16, 32, 64, 128)  # for sentence-transformers, whose default is 32
 HELD_OUT = 8  # validation sentences, so few that validating at the end of the epoch doesn't count
@@ -226,7 +230,7 @@ def machine() -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run one benchmark and print its table; returns the exit code."""
     parser = argparse.ArgumentParser(
-        "python -m mtl_helpers.benchmark",
+        "python -m experiments.benchmark",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="OMP_NUM_THREADS=1 in front of the command sets the number of threads.",

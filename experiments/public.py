@@ -1,6 +1,7 @@
 """Public data sets to measure on: not part of the course, but read in the same shape as its corpus."""
 
 import hashlib
+import json
 import os
 import urllib.request
 from itertools import accumulate, groupby
@@ -8,12 +9,43 @@ from pathlib import Path
 
 import pandas as pd
 
-from .corpus import SPLITS
-from .tasks import TASKS, Task
+from mtl_helpers.corpus import SPLITS
+from mtl_helpers.tasks import TASKS, Task
 
 _STSB = "PhilipMay/stsb-multi-mt/30de0dec4ee199b7f42351d3f1a0b19592955385/data/stsb-en-test.csv"
 _TREC = "AcademiaSinicaNLPLab/sentiment_dataset/23c72429de5fb3d2f3da87bf2efb5559c15b78f7/data"
 _WNUT = "leondz/emerging_entities_17/e52a2d2a71ac1a051ca2d532eef28653c5c02603"
+_SNIPS = "sonos/nlu-benchmark/b86ac7f1577868c42158d0dec77db50956046696/2017-06-custom-intent-engines"
+INTENTS = {  # name: SHA-256 of the file to train on and of the one to test on
+    "AddToPlaylist": (
+        "fee1b4645352e70ed8a40f1f87c3b53fc3bf75f8ebc82252a22b82c107e75b01",
+        "14cc9ee49ae477b1452632a6e835498cf4c32da397b16967c82abb3e50403e83",
+    ),
+    "BookRestaurant": (
+        "7677e82cd6e9a8191f0a4502568c786278c984900b4796d3628e46f1abf73ef4",
+        "4f7258ccc768b777b2eb8916532db9aa50dbd058ddf1ffb0dc59218963e7442a",
+    ),
+    "GetWeather": (
+        "86f414b2ad8a993134d85d16e25e5d337beae47cef993c0af2a5f440405c60f6",
+        "60c095e193655d6ca92be220fed3926ca25e18cd70c85664145efe25d80993af",
+    ),
+    "PlayMusic": (
+        "901ddbe9781d1fdb8196e789c543f80df3d29ca6e237da64947905adcc0312e4",
+        "922212775e26259d5bffeaf79b6048d070ca017d229df00b2cc9800f71c75d20",
+    ),
+    "RateBook": (
+        "bb43e4b74134300d5766f6b420d0357a63402987a225f6dc92c806c9c040ce04",
+        "c1f8b4114da0bb5e8afd78a8062766e18b2eabb0e717539598db01b09d04619b",
+    ),
+    "SearchCreativeWork": (
+        "87b3432de48c71c205aa5238b41d9e3f2d70bdfcd0bea2427544fb9e4bd5e5bb",
+        "8a5e830eddb185d3e4a9d27ded140a145d04766bdce0e58834676ede32d13e77",
+    ),
+    "SearchScreeningEvent": (
+        "5447e9440c02e2fb08c3ae16b9f58a4d1332b4bc77fd34691402b02aa4399765",
+        "81e1445713e03c7c3e615353c5f3fee05f369fe9834100b9b9735900a96b9498",
+    ),
+}
 PUBLIC = {  # name: {file name: (where it is, in which version; its SHA-256)}
     "stsb": {"stsb-en-test.csv": (_STSB, "11523b625219e94e9ca05d2816b5f02cac1614c5894fe657376fa0806378d053")},
     "trec6": {
@@ -40,11 +72,30 @@ PUBLIC = {  # name: {file name: (where it is, in which version; its SHA-256)}
             "2aa79b764e56ec9264a1b30fdd9b70195bd00ff400b62edd8f399d5f13c178f0",
         ),
     },
+    "snips": {
+        f"snips/{file}": (f"{_SNIPS}/{intent}/{file}", sha256)
+        for intent, both in INTENTS.items()
+        for file, sha256 in zip((f"train_{intent}_full.json", f"validate_{intent}.json"), both, strict=True)
+    },
 }
 HOST = "https://raw.githubusercontent.com/"
 
 QUESTION_TYPE = Task("question_type", ("description", "entity", "abbreviation", "person", "location", "number"))
 ENTITIES = TASKS[-1]
+INTENT = Task("intent", tuple(INTENTS))
+SLOTS = Task(
+    "slots",
+    (
+        "album", "artist", "best_rating", "city", "condition_description", "condition_temperature", "country",
+        "cuisine", "current_location", "entity_name", "facility", "genre", "geographic_poi", "location_name",
+        "movie_name", "movie_type", "music_item", "object_location_type", "object_name",
+        "object_part_of_series_type", "object_select", "object_type", "party_size_description",
+        "party_size_number", "playlist", "playlist_owner", "poi", "rating_unit", "rating_value",
+        "restaurant_name", "restaurant_type", "served_dish", "service", "sort", "spatial_relation", "state",
+        "timeRange", "track", "year",
+    ),
+    "token",
+)  # fmt: skip
 _WNUT_TYPES = Task(
     "entities", ("person", "location", "corporation", "group", "product", "creative-work"), level="token"
 )
@@ -62,6 +113,9 @@ def load_public(name: str) -> pd.DataFrame:
             "wnut17", names in noisy text (Derczynski et al. 2017, https://aclanthology.org/W17-4418): 3,394, 1,009 and
             1,287 texts (words joined by spaces) with entities as in the corpus: person is PER, location LOC,
             corporation and group ORG; products and creative works are no entities there.
+            "snips", requests to a voice assistant (Coucke et al. 2018, https://arxiv.org/abs/1805.10190): an intent
+            (task INTENT) and slots (task SLOTS) on the same texts. Training texts that occur again, or in the test
+            part, are left out, every tenth of the others is the validation part: 12,252, 1,361 and 700 texts.
 
     Files are taken from the folder that the environment variable MTL_PUBLIC names (default: ~/.cache/mtl_helpers),
     downloaded into it if they are not there, and checked against their SHA-256.
@@ -78,10 +132,13 @@ def load_public(name: str) -> pd.DataFrame:
     paths = [_fetch(file, HOST + place, sha256) for file, (place, sha256) in PUBLIC[name].items()]
     if name == "stsb":
         return pd.read_csv(paths[0], header=None, names=["sentence_1", "sentence_2", "score"])
-    read, splits = (_read_trec, ("train", "test")) if name == "trec6" else (_read_conll, SPLITS)
-    parts = [read(path).assign(split=split) for path, split in zip(paths, splits, strict=True)]
-    table = pd.concat(parts, ignore_index=True)
-    if name == "trec6":
+    if name == "snips":
+        table = _read_snips(paths)
+    else:
+        read, splits = (_read_trec, ("train", "test")) if name == "trec6" else (_read_conll, SPLITS)
+        parts = [read(path).assign(split=split) for path, split in zip(paths, splits, strict=True)]
+        table = pd.concat(parts, ignore_index=True)
+    if name != "wnut17":
         table.loc[(table["split"] == "train") & (table.index % 10 == 9), "split"] = "validation"
     table.insert(0, "id", [f"{name}-{i}" for i in range(1, len(table) + 1)])
     return table
@@ -103,7 +160,7 @@ def questions_and_names(split: str, n: int | None = None, seed: int = 0) -> pd.D
 def _fetch(file: str, address: str, sha256: str) -> Path:
     """Path of a file in the local folder, downloaded if need be and checked."""
     folder = Path(os.environ.get("MTL_PUBLIC", Path.home() / ".cache" / "mtl_helpers"))
-    path = folder / file
+    path = folder / file  # in a folder of its own for a data set of many files
     if not path.is_file():
         try:
             with urllib.request.urlopen(address, timeout=30) as answer:
@@ -111,7 +168,7 @@ def _fetch(file: str, address: str, sha256: str) -> Path:
         except OSError as error:
             remedy = f"fetch {address} into that folder under this name, or set MTL_PUBLIC to the folder that holds it"
             raise FileNotFoundError(f"{path}: not there, and the download failed ({error}); {remedy}") from error
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(raw)
     if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != sha256:
         raise ValueError(f"{path}: its SHA-256 is {found}, expected {sha256}; delete the file and try again")
@@ -138,3 +195,29 @@ def _read_conll(path: Path) -> pd.DataFrame:
             kept = [(start, end, _OUR_TYPES[kind]) for start, end, kind in spans if kind in _OUR_TYPES]
             rows.append({"text": " ".join(words), "entities": kept})
     return pd.DataFrame(rows, dtype=object)
+
+
+def _read_snips(paths: list[Path]) -> pd.DataFrame:
+    """JSON: {intent: [{"data": [{"text": ..., "entity": slot, if it is one}, ...]}, ...]}; one file is Latin-1."""
+    rows = []
+    for path in paths:
+        raw = path.read_bytes()
+        try:
+            requests = json.loads(raw.decode("utf-8"))
+        except UnicodeDecodeError:
+            requests = json.loads(raw.decode("latin-1"))
+        for intent, request in ((intent, request) for intent, many in requests.items() for request in many):
+            text = "".join(piece["text"] for piece in request["data"])
+            ends = list(accumulate(len(piece["text"]) for piece in request["data"]))
+            lead, slots = len(text) - len(text.lstrip()), []
+            for piece, end in zip(request["data"], ends, strict=True):
+                words = piece["text"].strip()
+                if "entity" in piece and words:
+                    start = end - len(piece["text"].lstrip()) - lead
+                    slots.append((start, start + len(words), piece["entity"]))
+            split = "train" if path.name.startswith("train_") else "test"
+            rows.append({"text": text.strip(), "intent": intent, "slots": slots, "split": split})
+    table = pd.DataFrame(rows, dtype=object)
+    known = set(table["text"][table["split"] == "test"])
+    keep = (table["split"] == "test") | ~(table["text"].isin(known) | table["text"].duplicated())
+    return table[keep].sort_values("split", key=lambda split: split == "test", kind="stable").reset_index(drop=True)

@@ -1,0 +1,175 @@
+"""From runs to statements: a rate chosen inside each seed, intervals over seeds and sentences, four verdicts.
+
+A difference between two ways of training varies with the seed (first weights, order, the labels a user happens to
+have) and with the sentences it is tested on. Both are resampled together: each draw takes seeds with replacement and
+test sentences with replacement, the same sentences for both sides (Efron and Tibshirani 1993, chapter 8).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from mtl_helpers import Task
+from mtl_helpers.evaluation import span_counts
+from mtl_helpers.intervals import Interval
+
+DRAWS = 4000
+POWER = 1.96 + 0.84  # standard errors that an effect must have to be seen in four of five repetitions
+
+
+def choose(rows: pd.DataFrame, setting: Sequence[str], rate: str = "rate", score: str = "validation") -> pd.DataFrame:
+    """Of each setting and seed the rows at the rate with the best mean validation score (over its tasks).
+
+    Args:
+        rows: one per setting, rate, seed and task.
+        setting: columns that make a setting.
+    """
+    keys = [*setting, "seed"]
+    means = rows.groupby([*keys, rate], as_index=False)[score].mean()
+    best = means.sort_values(score, kind="stable").drop_duplicates(keys, keep="last")
+    return rows.merge(best[[*keys, rate]], on=[*keys, rate])
+
+
+def at_an_end(chosen: pd.DataFrame, rates: Sequence[float], rate: str = "rate") -> float:
+    """Share of choices that fell on the lowest or the highest rate: above a third, the grid is too narrow."""
+    return float(chosen[rate].isin([min(rates), max(rates)]).mean())
+
+
+class Scores:
+    """How each seed's predictions of one task fare on any resample of the test sentences.
+
+    Args:
+        task: what was predicted.
+        truth: the N labels, or lists of spans, of the test sentences.
+        predictions: for each seed N class indices, or lists of spans [start, end, label, ...].
+    """
+
+    def __init__(self, task: Task, truth: Sequence, predictions: Sequence[Sequence]) -> None:
+        self.token = task.level == "token"
+        if self.token:
+            own = [[[tuple(span[:3]) for span in spans] for spans in one] for one in predictions]
+            self.counts = [span_counts([list(map(tuple, spans)) for spans in truth], one) for one in own]
+            return
+        gold = np.eye(len(task.labels))[[task.index(label) for label in truth]]
+        guesses = [np.eye(len(task.labels))[np.asarray(one)] for one in predictions]
+        self.counts = [np.stack([gold * guess, guess, gold], axis=2) for guess in guesses]  # (N, C, 3)
+
+    def __call__(self, weights: np.ndarray) -> np.ndarray:
+        """Scores (draws, seeds), macro-F1 or F1 of spans, for weights (draws, N): how often each sentence counts."""
+        scores = []
+        for counts in self.counts:
+            hits, guessed, gold = np.moveaxis(np.tensordot(weights, counts, axes=(1, 0)), -1, 0)
+            f1 = 2 * hits / np.maximum(guessed + gold, 1e-12)
+            if not self.token:  # the mean over the classes that occur
+                f1 = np.where(gold > 0, f1, 0).sum(axis=1) / np.maximum((gold > 0).sum(axis=1), 1)
+            scores.append(f1)
+        return np.stack(scores, axis=1)
+
+    @property
+    def sentences(self) -> int:
+        """N."""
+        return len(self.counts[0])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference between two ways of training, in points of F1.
+
+    Args:
+        interval: value and 95 % interval.
+        p: two-sided; the share of resamples on the other side of zero, doubled.
+        visible: smallest effect that a study like this one sees four times out of five.
+    """
+
+    interval: Interval
+    p: float
+    visible: float
+
+    def verdict(self, p_adjusted: float, matters: float = 2.0) -> str:
+        """In one of four words: shown, likely, undecided, none larger than x.
+
+        Args:
+            p_adjusted: p after Holm's correction over the table.
+            matters: the smallest effect, in points, that would change what one does.
+        """
+        if p_adjusted < 0.05:
+            return "shown"
+        if self.interval.low > 0 or self.interval.high < 0:
+            return "likely"
+        bound = max(-self.interval.low, self.interval.high)
+        return f"none larger than {bound:.1f}" if bound <= matters else "undecided"
+
+
+def compare(
+    first: Mapping[str, Scores], second: Mapping[str, Scores], paired: bool = True, seed: int = 0
+) -> dict[str, Difference]:
+    """`first` minus `second`, task by task and in the mean over the tasks ("mean").
+
+    Args:
+        first, second: {task: Scores} on the same test sentences.
+        paired: whether seed i of both sides has something in common (data, first weights); otherwise the seeds of
+            the two sides are drawn apart.
+        seed: of the resampling.
+    """
+    generator, drawn, values = np.random.default_rng(seed), {}, {}
+    picks: list[np.ndarray] = []
+    for name, ours in first.items():
+        theirs, n = second[name], ours.sentences
+        weights = generator.multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(float)
+        if not picks:  # the same seeds in all tasks
+            picks = [generator.integers(len(side.counts), size=(DRAWS, len(side.counts))) for side in (ours, theirs)]
+            picks[1] = picks[0] if paired else picks[1]
+        sides = [
+            np.take_along_axis(scores(weights), pick, axis=1).mean(axis=1)
+            for scores, pick in zip((ours, theirs), picks, strict=True)
+        ]
+        drawn[name] = 100 * (sides[0] - sides[1])
+        whole = np.ones((1, n))
+        values[name] = 100 * float(ours(whole).mean() - theirs(whole).mean())
+    if len(first) > 1:
+        drawn["mean"] = np.mean(list(drawn.values()), axis=0)
+        values["mean"] = float(np.mean(list(values.values())))
+    return {name: _difference(values[name], resamples) for name, resamples in drawn.items()}
+
+
+def _difference(value: float, resamples: np.ndarray) -> Difference:
+    low, high = np.quantile(resamples, [0.025, 0.975])
+    below, above = (resamples <= 0).mean(), (resamples >= 0).mean()
+    p = min(1.0, 2 * max(min(below, above), 1 / len(resamples)))
+    return Difference(Interval(value, float(low), float(high)), float(p), float(POWER * resamples.std()))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p values corrected for their number (Holm 1979, "A simple sequentially rejective multiple test procedure")."""
+    order, adjusted, largest = np.argsort(p), [0.0] * len(p), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+Gold = Callable[[str, str], tuple[Task, Sequence]]
+
+
+def scores_by(
+    chosen: pd.DataFrame, predictions: Sequence[dict], setting: Sequence[str], gold: Gold
+) -> dict[tuple, dict[str, Scores]]:
+    """{setting: {task: Scores of its seeds, in their order}} for the runs that were chosen.
+
+    Args:
+        chosen: from `choose`.
+        predictions: of `Study.predictions`.
+        setting: columns that make a setting; the first names the data.
+        gold: function of data and task name that gives the Task and the labels of the test sentences.
+    """
+    keys = [*setting, "rate", "seed", "task"]
+    known = {tuple(line[key] for key in keys): line["predictions"] for line in predictions}
+    result: dict[tuple, dict[str, Scores]] = {}
+    for values, rows in chosen.groupby([*setting, "task"], sort=False):
+        *place, name = values
+        ordered = rows.sort_values("seed")
+        guesses = [known[tuple(str(row[key]) for key in keys)] for _, row in ordered.iterrows()]
+        result.setdefault(tuple(place), {})[name] = Scores(*gold(place[0], name), guesses)
+    return result

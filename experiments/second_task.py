@@ -1,0 +1,103 @@
+"""When does a second task help? A scarce task beside one that knows more or less about it.
+
+Scarce: entities with their types, 50 or 200 labelled sentences. Abundant: where an entity is, without its type, in
+1,000 other sentences of the corpus; in a share of these sentences the marks are put on random words, so that the
+second task goes from most informative (0) to saying nothing (1). Compared with the scarce task alone, alone for as many
+rows in all, and one task after the other.
+"""
+
+from functools import cache
+
+import numpy as np
+import pandas as pd
+
+from mtl_helpers import TASKS, Task, TaskSampling, TrainingConfig, load_corpus
+
+from .runs import fitted, only, task_rows
+from .sweeps import Study, fingerprint
+
+ENTITIES = TASKS[-1]
+MARKS = Task("marks", ("ENTITY",), "token")
+EPOCHS = 5
+
+
+def moved(spans: list, text: str, generator: np.random.Generator) -> list:
+    """As many marks, each of as many words as it had, put on words at random, without overlap."""
+    words, place = [], 0
+    for word in text.split():
+        start = text.index(word, place)
+        place = start + len(word)
+        words.append((start, place))
+    marks: list[tuple[int, int, str]] = []
+    for start, end, label in spans:
+        length = min(len(text[start:end].split()), len(words))
+        first = int(generator.integers(len(words) - length + 1))
+        mark = (words[first][0], words[first + length - 1][1], label)
+        if all(mark[1] <= other[0] or mark[0] >= other[1] for other in marks):
+            marks.append(mark)
+    return sorted(marks)
+
+
+@cache
+def user(size: int, noise: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Rows with marks, rows with typed entities to train on, and a fifth of the typed ones to choose by."""
+    corpus = load_corpus()
+    rows = corpus[corpus["split"] == "train"].sample(frac=1, random_state=seed)
+    many, few = rows[:1000], only(rows[1000:], ENTITIES)[:size]
+    generator = np.random.default_rng(seed)
+    shuffled = generator.permutation(len(many)) < noise * len(many)
+    marks = [[(start, end, "ENTITY") for start, end, _ in spans] for spans in many["entities"]]
+    cells = [
+        moved(spans, text, generator) if move else spans
+        for spans, text, move in zip(marks, many["text"], shuffled, strict=True)
+    ]
+    many = many[["id", "text", "split"]].assign(marks=pd.Series(cells, index=many.index, dtype=object))
+    return many, few[size // 5 :], few[: size // 5]
+
+
+def settings(rows: int, rate: float, seed: int) -> TrainingConfig:
+    """Rows in all, uniform shares, tasks mixed in each batch; the last weights, as ten labels choose no epoch."""
+    sampling = TaskSampling(alpha=0.0, order="mixed", rows=rows // EPOCHS)
+    rates = {"learning_rate": rate, "head_learning_rate": 5 * rate}
+    usual = {"epochs": EPOCHS, "max_tokens": 256, "patience": None, "keep": "last", "seed": seed}
+    return TrainingConfig(sampling=sampling, **rates, **usual)
+
+
+def second_task(way: str, size: int, noise: float, rows: int, rate: float, seed: int) -> list[dict]:
+    """One user and one way: a row for the scarce task. `rows`: of each task, over all epochs."""
+    many, few, held_out = user(size, noise, seed)
+    corpus = load_corpus()
+    test, looked_at = corpus[corpus["split"] == "test"], many.sample(50, random_state=seed)
+    start = None
+    if way == "first A, then B":
+        first, _ = fitted([MARKS], many, looked_at, settings(rows, rate, seed))
+        start = first.encoder.state_dict()
+    if way == "together":
+        both, held = pd.concat([many, few]), pd.concat([held_out, looked_at])
+        model, history = fitted([MARKS, ENTITIES], both, held, settings(2 * rows, rate, seed))
+    else:
+        total = 2 * rows if way == "alone, as many rows in all" else rows
+        model, history = fitted([ENTITIES], few, held_out, settings(total, rate, seed), start=start)
+    written = task_rows(model, history, test, [ENTITIES])
+    return [row | {"rows_hash": fingerprint(many, few, held_out)} for row in written]
+
+
+WAYS = [
+    *(("together", noise) for noise in (0.0, 0.25, 0.5, 1.0)),
+    ("alone", 0.0),
+    ("alone, as many rows in all", 0.0),
+    ("first A, then B", 0.0),
+]
+STUDY = Study(
+    "second_task",
+    "When does a second task help, and how much must it know about the first?",
+    [
+        {"way": way, "size": size, "noise": noise, "rows": 3200, "rate": rate}
+        for size in (50, 200)
+        for way, noise in WAYS
+        for rate in (1e-4, 3e-4)
+    ],
+    second_task,
+    minutes=330,
+    tolerance=0.1,
+)

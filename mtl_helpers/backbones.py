@@ -1,0 +1,166 @@
+"""What differs from one architecture to the next: where its layers are, how long a text may be, how it is run.
+
+Nothing here goes by an architecture's name: a short trial shows how a backbone behaves. A pass notes what comes into
+each layer, so that hidden states need no hooks (a model with those of transformers can't be pickled), and may start
+at any layer. Shapes: B texts, T tokens, H width, L layers.
+"""
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .runtime import inference
+
+
+def layers_of(backbone: PreTrainedModel, needed_by: str = "") -> nn.ModuleList:
+    """The transformer layers of a backbone, from the bottom up, whatever its family calls them.
+
+    Empty where there is no module for each layer, as in ALBERT, whose layers share one set of weights.
+
+    Raises:
+        ValueError: no such modules, but `needed_by` (named in the message) can't do without.
+    """
+    depth = backbone.config.num_hidden_layers
+    lists = (module for module in backbone.modules() if isinstance(module, nn.ModuleList))
+    layers = next((modules for modules in lists if len(modules) == depth), nn.ModuleList())
+    if needed_by and not layers:
+        kind, remedy = backbone.config.model_type, "freeze or train it as a whole, or choose another backbone"
+        raise ValueError(f"{needed_by} needs layers, but this backbone ({kind}) has no module for each; {remedy}")
+    return layers
+
+
+def longest_input(backbone: PreTrainedModel) -> int:
+    """Tokens that a backbone has positions for; 512 if it names no limit.
+
+    RoBERTa and MPNet start behind the position of the padding, so that two of theirs are never used.
+    """
+    limit = getattr(backbone.config, "max_position_embeddings", None) or 0
+    limit = limit if limit > 0 else 512
+    for name, module in backbone.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return min(limit, module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
+    return limit  # rotary or relative positions
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a trial shows of a backbone.
+
+    Args:
+        depth: L, the hidden states above the embeddings.
+        traced: what comes into the layers are the hidden states; if not, they are left to transformers.
+        values: how many values a layer returns, 0 for a bare tensor; None: a pass can't start at a layer.
+    """
+
+    depth: int
+    traced: bool
+    values: int | None
+
+
+def try_out(backbone: PreTrainedModel) -> Traits:
+    """Run a few tokens, from the start and from a layer, and compare.
+
+    Raises:
+        ValueError: the backbone is no encoder that runs on token ids and a mask alone.
+    """
+    kind, depth = backbone.config.model_type, getattr(backbone.config, "num_hidden_layers", 0)
+    if getattr(backbone.config, "is_encoder_decoder", False) or not depth:
+        raise ValueError(f"{kind}: not a single stack of transformer layers, expected an encoder such as bert")
+    length = min(12, longest_input(backbone))
+    ids = torch.arange(2 * length, device=backbone.device).view(2, length) % backbone.config.vocab_size
+    mask = torch.ones_like(ids)
+    mask[1, length // 2 :] = 0
+    trial, traced = _Pass(), True
+    with inference(backbone):
+        try:
+            states = _run(backbone, ids, mask, trial)
+            traced = len(states) == depth + 1 and len({state.shape for state in states}) == 1
+        except Exception:  # an architecture may do anything with its layers
+            traced = False
+        try:
+            if not traced:
+                return Traits(len(hidden_states(backbone, Traits(depth, False, None), ids, mask)) - 1, False, None)
+            if start := depth // 2 if layers_of(backbone) else 0:
+                again = _run(backbone, ids, mask, _Pass(states[start], start, trial.values))[start:]
+                for one, other in zip(states[start:], again, strict=True):
+                    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3, equal_nan=True)
+        except AssertionError:
+            return Traits(depth, True, None)
+        except Exception as error:
+            raise ValueError(f"{kind}: doesn't run as an encoder of token ids and a mask ({error})") from error
+    return Traits(depth, True, trial.values if layers_of(backbone) else None)
+
+
+def hidden_states(
+    backbone: PreTrainedModel,
+    traits: Traits,
+    ids: Tensor,
+    mask: Tensor,
+    states: Tensor | None = None,
+    depth: int = 0,
+) -> tuple[Tensor, ...]:
+    """Hidden states from layer `depth` upwards, each (B, T, H); `states`, if given, are those of layer `depth`.
+
+    Raises ValueError for a start that this architecture doesn't allow.
+    """
+    if not 0 <= depth <= traits.depth or (depth and states is None):
+        raise ValueError(f"depth is {depth} for a backbone of {traits.depth} layers, expected a layer and its states")
+    if states is not None and depth == traits.depth:
+        return (states,)
+    if not traits.traced and states is None:
+        return backbone(input_ids=ids, attention_mask=mask, output_hidden_states=True, return_dict=True).hidden_states
+    if states is not None and traits.values is None:
+        kind = backbone.config.model_type
+        raise ValueError(f"a pass through {kind} can't start at layer {depth}; compute it from the token ids")
+    return _run(backbone, ids, mask, _Pass(states, depth, traits.values or 0))[depth:]
+
+
+@dataclass
+class _Pass:
+    """One pass through the layers: where it starts, and what has come into each of them."""
+
+    start: Tensor | None = None
+    depth: int = 0
+    values: int = 0
+    inputs: list[Tensor] = field(default_factory=list)
+
+
+class _StandIn:
+    """Takes a layer's place during one pass. Below the start it computes nothing, at the start it takes the states."""
+
+    def __init__(self, layer: nn.Module, current: _Pass) -> None:
+        self.layer, self.current = layer, current
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.layer, name)  # a loop over the layers may ask for their kind of attention
+
+    def __call__(self, states: Tensor, *args: object, **kwargs: object) -> object:
+        current, index = self.current, len(self.current.inputs)  # not the layer's place: a shared one comes repeatedly
+        if current.start is not None and index == current.depth:
+            states = current.start
+        current.inputs.append(states)
+        if index < current.depth:
+            return (states, *[None] * (current.values - 1)) if current.values else states
+        output = self.layer(states, *args, **kwargs)
+        current.values = len(output) if isinstance(output, tuple) else 0
+        return output
+
+
+def _run(backbone: PreTrainedModel, ids: Tensor, mask: Tensor, current: _Pass) -> tuple[Tensor, ...]:
+    """Run a copy of the backbone that shares all its modules and weights but has stand-ins for its layers.
+
+    The backbone itself isn't touched, so that several threads may use it at once.
+    """
+    layers = layers_of(backbone) or next(m for m in backbone.modules() if isinstance(m, nn.ModuleList))
+    path, _, name = next(name for name, module in backbone.named_modules() if module is layers).rpartition(".")
+    replacement: object = [_StandIn(layer, current) for layer in layers]
+    while name:
+        owner = copy.copy(backbone.get_submodule(path))
+        owner._modules = {key: module for key, module in owner._modules.items() if key != name}
+        owner.__dict__[name] = replacement
+        replacement, (path, _, name) = owner, path.rpartition(".")
+    output = replacement(input_ids=ids, attention_mask=mask, output_hidden_states=False, return_dict=True)
+    return (*current.inputs, output.last_hidden_state)

@@ -1,0 +1,218 @@
+"""Behaviour, calibration, paired tests and probes: against theory, by hand, and never with a look at the test set."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score
+
+from experiments import measures
+from experiments.measures import (
+    calibration,
+    evaluate_challenge,
+    expected_calibration_error,
+    linear_probe,
+    paired_test,
+)
+from mtl_helpers import TASKS, load_challenge
+from mtl_helpers.evaluation import macro_f1, span_counts, span_f1
+
+# --------------------------------------------------------------------------------------------------------- behaviour
+
+CHALLENGE = pd.DataFrame(
+    [  # the last: what the model says
+        ("n1", "negation", "directional", "sentiment", "positive", "It works.", "positive"),
+        ("n1", "negation", "directional", "sentiment", "negative", "It does not work.", "positive"),
+        ("n2", "negation", "directional", "sentiment", "negative", "I hate it.", "negative"),
+        ("n2", "negation", "directional", "sentiment", "positive", "I don't hate it.", "positive"),
+        ("n3", "negation", "invariance", "sentiment", "neutral", "It is a box.", "neutral"),
+        ("n3", "negation", "invariance", "sentiment", "neutral", "It is not a box.", "neutral"),
+        ("n3", "negation", "invariance", "sentiment", "neutral", "Is it not a box?", "negative"),
+        ("t1", "typos", "invariance", "topic", "sports", "They won the mach.", "sports"),
+        ("t2", "typos", "invariance", "sentiment", "neutral", "It is a bxo.", "neutral"),
+    ],
+    columns=["group", "capability", "test_type", "task", "expected", "text", "says"],
+)
+ROWS = CHALLENGE.drop(columns="says")
+COLUMNS = ["capability", "test_type", "groups", "passed", "rate", "low", "high", "accuracy"]
+
+
+class Stub:
+    """Says what it is made to say for the task that is asked for, and nonsense for the others."""
+
+    def __init__(self, rows: pd.DataFrame, says: str, tasks: tuple = TASKS[:3]) -> None:
+        answers = {task.name: rows[says].where(rows["task"] == task.name, "nonsense") for task in TASKS[:3]}
+        self.tasks, self.answers = tasks, rows[["text"]].assign(**answers).set_index("text", drop=False)
+
+    def predict(self, texts: pd.Series) -> pd.DataFrame:
+        return self.answers.loc[list(texts)].reset_index(drop=True)
+
+
+def test_a_group_with_one_wrong_sentence_fails():
+    table = evaluate_challenge(Stub(CHALLENGE, "says"), ROWS)
+    assert list(table) == COLUMNS
+    assert table.drop(columns=["low", "high"]).to_numpy().tolist() == [
+        ["negation", "directional", 2, 1, 0.5, 0.75],
+        ["negation", "invariance", 1, 0, 0.0, pytest.approx(2 / 3)],
+        ["typos", "invariance", 2, 2, 1.0, 1.0],
+    ]
+    for _, row in table.iterrows():
+        expected = stats.binomtest(row["passed"], row["groups"]).proportion_ci(method="wilson")
+        assert (row["low"], row["high"]) == pytest.approx(tuple(expected))
+    names = {"n1": "1", "n2": "2", "n3": "1", "t1": "1", "t2": "2"}  # each capability may count its groups from 1
+    again = evaluate_challenge(Stub(CHALLENGE, "says"), ROWS.assign(group=ROWS["group"].replace(names)))
+    pd.testing.assert_frame_equal(again, table)
+
+
+def test_groups_of_tasks_that_the_model_does_not_have_are_left_out():
+    table = evaluate_challenge(Stub(CHALLENGE, "says", TASKS[:1]), ROWS[::-1])
+    assert table[["capability", "groups", "passed"]].to_numpy().tolist() == [["typos", 1, 1]]
+    table = evaluate_challenge(Stub(CHALLENGE, "says", TASKS[1:2]), ROWS)
+    assert (len(table), list(table)) == (0, COLUMNS)
+
+
+def test_a_model_that_is_always_right_passes_the_challenge():
+    challenge = load_challenge()
+    table = evaluate_challenge(Stub(challenge, "expected"), challenge)
+    assert table["groups"].sum() == table["passed"].sum() == challenge["group"].nunique() == 200
+    assert (table["accuracy"] == 1).all() and table["low"].between(0.2, 0.9).all()
+
+
+# -------------------------------------------------------------------------------------------------------- calibration
+
+
+def test_calibration_by_hand():
+    confidence, right = [0.05, 0.55, 0.57, 0.95, 1.0], [False, True, False, True, True]
+    table = calibration(np.array(confidence), np.array(right))
+    assert list(table) == ["confidence", "accuracy", "n"] and table.index.tolist() == [0, 5, 9]
+    np.testing.assert_allclose(table, [[0.05, 0, 1], [0.56, 0.5, 2], [0.975, 1, 2]])
+    assert expected_calibration_error(confidence, right) == pytest.approx((0.05 + 2 * 0.06 + 2 * 0.025) / 5)
+    assert expected_calibration_error(confidence, right, bins=1) == pytest.approx(abs(np.mean(confidence) - 0.6))
+    assert calibration(confidence, right, bins=2).index.tolist() == [0, 1]
+    assert calibration(np.linspace(0, 1, 101), np.ones(101), bins=4)["n"].tolist() == [25, 25, 25, 26]
+
+
+@pytest.mark.parametrize("too_sure", [0.0, 0.1, -0.1])
+def test_the_calibration_error_is_how_far_the_confidence_is_off(too_sure: float):
+    random = np.random.default_rng(6)
+    confidence = random.uniform(0.3, 0.9, 40_000)
+    right = random.random(40_000) < confidence - too_sure
+    assert expected_calibration_error(confidence, right) == pytest.approx(abs(too_sure), abs=0.012)
+    table = calibration(confidence, right)
+    np.testing.assert_allclose(table["confidence"] - table["accuracy"], too_sure, atol=0.03)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=50), st.integers(1, 20))
+def test_more_bins_find_at_least_the_error_of_one(pairs: list, bins: int):
+    confidence, right = np.array([c for c, _ in pairs]), np.array([r for _, r in pairs])
+    table = calibration(confidence, right, bins)
+    assert table["n"].sum() == len(pairs)
+    assert table.index.is_monotonic_increasing and set(table.index) <= set(range(bins))
+    error = expected_calibration_error(confidence, right, bins)
+    assert abs(confidence.mean() - right.mean()) - 1e-9 <= error <= 1 + 1e-9
+
+
+# --------------------------------------------------------------------------------------------------------- two models
+
+
+def guesses(rows: int, *rates: float) -> list[np.ndarray]:
+    """Labels, and predictions that are right at the given rates."""
+    random = np.random.default_rng(8)
+    truth = random.choice(TASKS[0].labels, rows)
+    wrong = np.roll(TASKS[0].labels, 1)[[TASKS[0].index(label) for label in truth]]
+    return [truth, *(np.where(random.random(rows) < rate, truth, wrong) for rate in rates)]
+
+
+def test_a_difference_has_a_sign_and_a_p():
+    truth, good, bad = guesses(150, 0.9, 0.4)
+    assert paired_test(accuracy_score, truth, good, good, draws=100) == (0.0, 1.0)  # from itself
+    difference, p = paired_test(macro_f1, truth, good, bad, draws=300)
+    assert difference == pytest.approx(macro_f1(truth, good) - macro_f1(truth, bad)) and difference > 0.3
+    assert p == 1 / 301  # never 0
+    assert paired_test(macro_f1, list(truth), list(bad), list(good), draws=300) == (-difference, p)
+    spans = [[(0, 3, "PER")], [], [(1, 2, "ORG")]] * 20, [[(0, 3, "PER")], [(4, 5, "LOC")], []] * 20
+    difference, p = paired_test(lambda a, b: span_f1(span_counts(a, b)), spans[0], *spans, draws=100)
+    assert (difference, p) == (pytest.approx(0.5), 1 / 101)
+
+
+def test_the_paired_test_is_repeatable_and_symmetric():
+    truth, first, second = guesses(60, 0.5, 0.6)
+    difference, p = paired_test(macro_f1, truth, first, second, draws=100)
+    assert 0.005 < p < 0.5
+    assert paired_test(macro_f1, truth, first, second, draws=100, seed=0) == (difference, p)
+    assert paired_test(macro_f1, truth, second, first, draws=100) == (-difference, p)
+    others = {paired_test(macro_f1, truth, first, second, draws=100, seed=seed)[1] for seed in range(1, 5)}
+    assert others != {p} and all(abs(other - p) < 0.2 for other in others)
+
+
+def test_p_is_that_of_all_swaps():
+    """Six of the seven texts on which they differ speak for the first: as unlikely as six or more heads, or tails."""
+    truth, first, second = np.array(["a"] * 12), np.array(list("aaaaaaabaaab")), np.array(list("bbbbbbaaaaab"))
+    swaps = itertools.product([False, True], repeat=12)
+    pairs = [(np.where(swap, second, first), np.where(swap, first, second)) for swap in swaps]
+    exact = np.mean([abs((a == "a").mean() - (b == "a").mean()) > 5 / 12 - 1e-9 for a, b in pairs])
+    difference, p = paired_test(lambda a, b: float((a == b).mean()), truth, first, second, draws=4000)
+    assert difference == pytest.approx(5 / 12)
+    assert p == pytest.approx(exact, abs=0.02)
+    assert exact == pytest.approx(stats.binomtest(6, 7).pvalue)
+
+
+def test_without_a_difference_p_is_uniform():
+    random, p = np.random.default_rng(7), []
+    for seed in range(200):
+        truth, *noise = random.normal(size=(3, 25))
+        sides = truth + noise[0], truth + noise[1]
+        p.append(paired_test(lambda a, b: -float(np.abs(a - b).mean()), truth, *sides, draws=99, seed=seed)[1])
+    assert stats.kstest(p, "uniform").pvalue > 0.05
+    assert 0.01 <= np.mean(np.array(p) <= 0.05) <= 0.1
+
+
+# -------------------------------------------------------------------------------------------------------------- probe
+
+
+def blobs(rows: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two classes that differ in the first of 40 features."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(rows) % 2
+    features = random.normal(size=(rows, 40))
+    features[:, 0] = (2 * labels - 1) * 3 + noise * random.normal(size=rows)
+    return features, np.array(["no", "yes"])[labels]
+
+
+def test_a_probe_separates_what_is_separable_and_can_be_chosen_by_another_score():
+    probe = linear_probe(blobs(200, 0.1, seed=0), blobs(40, 0.1, seed=1))
+    features, labels = blobs(100, 0.1, seed=2)
+    assert macro_f1(labels, probe.predict(features)) == 1.0
+    probe = linear_probe(blobs(200, 0.1, seed=0), None, (0.01, 10.0, 0.1), score=lambda probe: probe[-1].C)
+    assert probe[-1].C == 10.0
+
+
+def test_the_probe_is_fitted_on_train_and_chosen_on_validation(monkeypatch):
+    train, validation = blobs(60, 6.0, seed=3), blobs(400, 6.0, seed=4)
+    fitted, scored = [], []
+    fit = LogisticRegression.fit
+
+    def spy_on_fit(self, features, labels):
+        fitted.append((self.C, len(features)))
+        return fit(self, features, labels)
+
+    def spy_on_score(truth, predicted):
+        scored.append((macro_f1(truth, predicted), truth is validation[1]))
+        return scored[-1][0]
+
+    monkeypatch.setattr(LogisticRegression, "fit", spy_on_fit)
+    monkeypatch.setattr(measures, "macro_f1", spy_on_score)
+    strengths = (10.0, 0.001, 0.1)
+    probe = linear_probe(train, validation, strengths)
+    assert fitted == [(c, 60) for c in strengths]
+    assert [on_validation for _, on_validation in scored] == [True] * 3
+    scores = [score for score, _ in scored]
+    assert len(set(scores)) == 3
+    best = strengths[int(np.argmax(scores))]
+    assert probe[-1].C == best != 10.0  # the weakest penalty fits the 60 rows of train best
+    assert probe[0].mean_ == pytest.approx(train[0].mean(axis=0))
