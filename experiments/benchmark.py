@@ -21,16 +21,16 @@ import transformers
 from torch import Tensor, nn
 
 from mtl_helpers.__main__ import guarded
-from mtl_helpers.batches import collate, make_examples
 from mtl_helpers.corpus import load_corpus
 from mtl_helpers.encoder import SentenceEncoder
+from mtl_helpers.evaluation import validate
 from mtl_helpers.minilm import find_minilm
 from mtl_helpers.multitask import MultiTaskModel
 from mtl_helpers.progress import progress
 from mtl_helpers.runtime import bfloat16_is_fast, device
 from mtl_helpers.settings import TrainingConfig
 from mtl_helpers.tasks import TASKS
-from mtl_helpers.training import epoch_batches, fit, validate
+from mtl_helpers.training import epoch_batches, fit
 
 BATCH_SIZES = (8, 16, 32, 64, 128)  # for sentence-transformers, whose default is 32
 HELD_OUT = 8  # validation sentences, so few that validating at the end of the epoch doesn't count
@@ -146,9 +146,9 @@ def training(sentences: int = 640, repeats: int = 3) -> pd.DataFrame:
     rows, held_out = take(sentences, "train"), take(HELD_OUT, "validation")
     torch.manual_seed(0)
     fresh = MultiTaskModel(SentenceEncoder.from_pretrained()).to(device())
-    examples = make_examples(rows, fresh.encoder.tokenizer, TASKS, fresh.encoder.max_length)
-    steps = epoch_batches([len(example["input_ids"]) for example in examples], TrainingConfig(epochs=1), 1)
-    size, before, seen = round(sentences / sum(len(batches) for batches in steps)), _loss(fresh, examples), {}
+    examples = fresh.examples(rows)
+    steps = epoch_batches(examples, TrainingConfig(epochs=1), 1)
+    size, before, seen = round(sentences / len(steps)), _loss(fresh, examples), {}
 
     def contender(name: str, train: Callable[[MultiTaskModel], object]) -> float:
         model = copy.deepcopy(fresh)
@@ -173,14 +173,12 @@ def training(sentences: int = 640, repeats: int = 3) -> pd.DataFrame:
 
 def train_with_trainer(model: MultiTaskModel, rows: pd.DataFrame, batch_size: int, **settings) -> None:
     """One epoch with transformers.Trainer; nothing but epochs, batch size and its output differ from the defaults."""
-    tokenizer = model.encoder.tokenizer
-    examples = make_examples(rows, tokenizer, model.tasks, model.encoder.max_length)
+    examples = model.examples(rows)
     with tempfile.TemporaryDirectory() as folder:
         quiet = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": device().type == "cpu"}
         size = {"num_train_epochs": 1, "per_device_train_batch_size": batch_size}
         arguments = transformers.TrainingArguments(folder, **size, **quiet, **settings)
-        pad = partial(collate, pad_id=tokenizer.pad_token_id)
-        trainer = transformers.Trainer(_WithLoss(model), arguments, data_collator=pad, train_dataset=examples)
+        trainer = transformers.Trainer(_WithLoss(model), arguments, data_collator=model.batch, train_dataset=examples)
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
 

@@ -2,7 +2,8 @@
 
 Read the modules in the order in which the course meets them, each imports only those before it: tasks, tables,
 csv_file, corpus, progress, batches, runtime, folders, minilm, backbones, modules_json, encoder, multitask, intervals,
-evaluation, freezing, sampling, balancing, imbalance, settings, history, checkpoints, training.
+evaluation, freezing, features, checks, sampling, balancing, imbalance, settings, history, distributed, optimization,
+checkpoints, training, own_tasks, console.
 """
 
 from importlib import import_module

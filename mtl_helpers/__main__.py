@@ -179,8 +179,8 @@ def run_train(options: argparse.Namespace) -> None:
     names = "; ".join(f"{task.name}: {', '.join(task.labels)}" for task in tasks)
     say(f"training on {len(splits['train'])} texts ({model.encoder.backbone.device}); {names}")
     steps = [path.name.partition("-step-")[2] for path in (output / "checkpoints").glob("*-step-*.pt")]
-    if steps:  # which `fit` refuses if they belong to another run
-        say(f"going on from step {int(max(steps)[:8])} (checkpoints in {output / 'checkpoints'})")
+    if steps:  # `fit` refuses them if they don't, and says why
+        say(f"going on from step {int(max(steps)[:8])}, if the checkpoints in {output / 'checkpoints'} are of this run")
     try:
         history = fit(model, splits["train"], splits["validation"], config, output / "checkpoints")
     except KeyboardInterrupt as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from . import distributed
 from .balancing import LossBalance
 from .folders import sha256_of
 from .history import History
@@ -35,13 +36,13 @@ class Run:
     kept: dict[str, Tensor] | None = None
     step: int = 0
 
-    def save(self, path: Path, identity: dict) -> None:
-        """Write everything to a file, and whose run it is."""
+    def state(self) -> dict:
+        """Everything, in terms that a file can hold; with several processes, all of them must call it."""
         device, balance_optimizer = next(self.model.parameters()).device.type, self.balance.optimizer
-        random = {"cpu": torch.get_rng_state()}
+        random = {"cpu": distributed.of_all(torch.get_rng_state())}
         if device != "cpu":
-            random[device] = getattr(torch, device).get_rng_state()
-        state = {
+            random[device] = distributed.of_all(getattr(torch, device).get_rng_state())
+        return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "balance": self.balance.state_dict(),
@@ -51,10 +52,9 @@ class Run:
             "step": self.step,
             "random": random,
         }
-        torch.save({"identity": identity, "state": state}, path)
 
     def load(self, path: Path) -> None:
-        """Put back what `save` wrote, whatever kind of device it was written on."""
+        """Put back what a file of `Checkpoints` holds, whatever kind of device it was written on."""
         state = torch.load(path, map_location="cpu", weights_only=True)["state"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -63,10 +63,11 @@ class Run:
             self.balance.optimizer.load_state_dict(state["balance_optimizer"])
         self.history, self.kept, self.step = History(**state["history"]), state["kept"], state["step"]
         for device, numbers in state["random"].items():
+            own = numbers[distributed.rank() % len(numbers)].clone()
             if device == "cpu":
-                torch.set_rng_state(numbers)
+                torch.set_rng_state(own)
             elif device == next(self.model.parameters()).device.type:  # another kind of device has no use for it
-                getattr(torch, device).set_rng_state(numbers)
+                getattr(torch, device).set_rng_state(own)
 
 
 class Checkpoints:
@@ -101,9 +102,12 @@ class Checkpoints:
         """
         if self.directory is None:
             return
+        state = run.state()
+        if distributed.rank():  # the first process writes for all
+            return
         partial = self.directory / f"{self.name}-{os.getpid()}.partial"
         try:
-            run.save(partial, self.identity)
+            torch.save({"identity": self.identity, "state": state}, partial)
             with open(partial, "rb+") as file:
                 os.fsync(file.fileno())
             os.replace(partial, self.directory / f"{self.name}-step-{run.step:08d}-{sha256_of(partial)[:12]}.pt")

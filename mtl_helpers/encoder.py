@@ -101,13 +101,13 @@ class SentenceEncoder(nn.Module):
                 f"{type(tokenizer).__name__} has no padding token or no offsets, expected a fast tokenizer with both"
             )
         self.traits, self.width, longest = try_out(backbone), backbone.config.hidden_size, longest_input(backbone)
-        depth = self.traits.depth
-        layers = min(4, depth + 1) if layers is None else layers
+        most = self.traits.depth + 1
+        layers = min(4, most) if layers is None else layers
         max_length = min(longest, tokenizer.model_max_length) if max_length is None else max_length
         if pooling not in POOLINGS:
             raise ValueError(f"pooling is {pooling!r}, expected one of {', '.join(POOLINGS)}")
-        if not 1 <= layers <= depth + 1:
-            raise ValueError(f"layers is {layers}, expected 1 to {depth + 1} for a backbone of {depth} layers")
+        if not 1 <= layers <= most:
+            raise ValueError(f"layers is {layers}, expected 1 to {most} for a backbone of {most - 1} layers")
         if not 3 <= max_length <= longest:
             raise ValueError(f"max_length is {max_length}, expected 3 to {longest}, the positions of this backbone")
         tokenizer("", truncation=True, max_length=max_length)  # now, not in the first of several threads

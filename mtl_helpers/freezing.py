@@ -132,9 +132,10 @@ def lora(model: MultiTaskModel, rank: int = 8) -> None:
         raise ValueError(f"rank is {rank!r}, expected a whole number of at least 1")
     from peft import LoraConfig, inject_adapter_in_model  # here, since nothing else needs it
 
-    layers = layers_of(model.encoder.backbone)
+    layers = layers_of(model.encoder.backbone) or model.encoder.backbone
     linear = {id(m) for m in layers.modules() if isinstance(m, nn.Linear)}
-    targets = [name for name, module in model.encoder.backbone.named_modules() if id(module) in linear]
+    named = model.encoder.backbone.named_modules()
+    targets = [name for name, module in named if id(module) in linear and not name.startswith("pooler")]
     model.encoder.backbone.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
     inject_adapter_in_model(config, model.encoder.backbone)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from . import distributed
 from .balancing import BALANCING, LossBalance
 from .freezing import trained_parameters
 from .imbalance import class_criterion
@@ -84,24 +85,27 @@ def train_step(
     Raises:
         FloatingPointError: a loss or a gradient that is not finite; nothing has been changed then.
     """
-    balance = balance or make_balance(model, config)
-    with autocast(next(model.parameters()).device, precision_of(model, config)):
+    balance, device = balance or make_balance(model, config), next(model.parameters()).device
+    with autocast(device, precision_of(model, config)):
         states = (hidden or model.encoder.hidden)(batch)  # one pass through the backbone, whatever the tasks
         logits = balance.logits(model, states, batch)
-    labelled = [name for name, codes in batch["labels"].items() if (codes != IGNORE).any()]
+    counts = {name: int((codes != IGNORE).sum()) for name, codes in batch["labels"].items()}
+    totals = distributed.summed(counts, device)  # of all processes, if there are several
     losses = model.loss(logits, batch["labels"], balance.criteria)
-    losses = {name: loss for name, loss in losses.items() if name in labelled}
-    values = {name: loss.item() for name, loss in losses.items()}
+    losses = {name: loss * (counts[name] / totals[name]) for name, loss in losses.items() if counts.get(name)}
+    values = {name: losses[name].item() if name in losses else 0.0 for name in totals}
+    values = {name: value for name, value in distributed.summed(values, device).items() if totals[name]}
     for name, value in values.items():
         if not math.isfinite(value):
             optimizer.zero_grad()
             raise FloatingPointError(f"the loss of task {name!r} is {value}")
     if losses:
         balance.backward(losses)
+    distributed.sum_gradients(p for group in optimizer.param_groups for p in group["params"])
     norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], config.max_norm)
     if not torch.isfinite(norm):
         optimizer.zero_grad()
-        raise FloatingPointError(f"the gradient of {' + '.join(losses)} has the length {norm.item()}")
+        raise FloatingPointError(f"the gradient of {' + '.join(values)} has the length {norm.item()}")
     optimizer.step()
     optimizer.zero_grad()
     balance.end_step(values)

@@ -15,6 +15,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from . import distributed
+from .balancing import BALANCING
 from .batches import length_batches
 from .checkpoints import Checkpoints, Run, fingerprint_of, identity, start_weights
 from .evaluation import validate
@@ -56,15 +58,16 @@ def fit(
         OSError: a checkpoint can't be written.
         KeyboardInterrupt: with word of what the model holds and how to go on.
     """
+    distributed.start()
     config, model = config or TrainingConfig(), unwrapped(model)
     examples, held_out = read_labels(model, train, "train"), read_labels(model, validation, "validation")
-    check_names(model, config)
+    check_run(model, config)
+    distributed.same_start(model, config.seed)
     plan = [epoch_batches(examples, config, epoch) for epoch in range(1, config.epochs + 1)]
     thaw(model, epoch=1)
     run = Run(model, make_optimizer(model, config), make_balance(model, config, examples))
     first_weights = start_weights(model) if directory else ""
     checkpoints = Checkpoints(directory, identity(model, config, first_weights, examples, held_out))
-    torch.manual_seed(config.seed)
     checkpoints.resume(run)
     try:
         train_epochs(run, plan, examples, held_out, config, checkpoints, cache)
@@ -107,13 +110,16 @@ def train_epochs(
                 factor = learning_rate_factor(run.step, total, config)
                 for group in run.optimizer.param_groups:
                     group["lr"] = group["peak"] * factor
-                chosen, weights = [examples[i] for i in rows], run.balance.current()
-                batch = model.batch(chosen)
-                losses, norm = train_step(model, run.optimizer, batch, config, run.balance, partial(hidden, rows))
+                own, weights = distributed.own_rows(rows), run.balance.current()  # all rows, with a single process
+                batch = model.batch([examples[i] for i in own])
+                batch["labels"] = distributed.without_labels(batch["labels"], rows)
+                losses, norm = train_step(model, run.optimizer, batch, config, run.balance, partial(hidden, own))
                 run.step += 1
                 about = {"step": run.step, "epoch": epoch, "seconds": round(time.perf_counter() - start, 3)}
                 about |= {"learning_rate": config.learning_rate * factor, "gradient_norm": norm}
-                run.history.add_step(about | run.balance.noted, losses, weights, count_labels(chosen))
+                run.history.add_step(
+                    about | run.balance.noted, losses, weights, count_labels([examples[i] for i in rows])
+                )
                 bar.set_postfix_str(" ".join(f"{name} {loss:.2f}" for name, loss in losses.items()), refresh=False)
                 bar.update()
                 if run.step % config.checkpoint_every == 0 and run.step < planned:
@@ -156,16 +162,19 @@ def read_labels(model: MultiTaskModel, table: pd.DataFrame, which: str) -> list[
     return examples
 
 
-def check_names(model: MultiTaskModel, config: TrainingConfig) -> None:
-    """Raise ValueError for settings of tasks that the model lacks, and for weights too coarse for small steps."""
+def check_run(model: MultiTaskModel, config: TrainingConfig) -> None:
+    """Raise ValueError for settings that the model or the number of processes can't honour."""
     for setting in ("task_weights", "class_balance"):
         for name in getattr(config, setting):
             if name not in [task.name for task in model.tasks]:
                 raise ValueError(f"{setting} names {name!r}, expected tasks of the model")
-    coarse = {parameter.dtype for parameter in model.parameters()} & {torch.float16, torch.bfloat16}
-    if coarse:
+    dtype = next(model.parameters()).dtype
+    if dtype in (torch.float16, torch.bfloat16):
         remedy = "call model.float(); TrainingConfig(precision='bfloat16') is fast and keeps exact weights"
-        raise ValueError(f"the weights are {coarse.pop()}, too coarse for the small steps of training; {remedy}")
+        raise ValueError(f"the weights are {dtype}, too coarse for the small steps of training; {remedy}")
+    if distributed.world() > 1 and BALANCING[config.balancing].needs_gradients:
+        what = "which compares gradients of whole batches, expected another with several processes"
+        raise ValueError(f"balancing is {config.balancing!r}, {what}")
 
 
 def count_labels(examples: Sequence[dict]) -> dict[str, int]:

@@ -3,7 +3,6 @@
 import sys
 import types
 import warnings
-from collections.abc import Callable
 from unicodedata import normalize
 
 import pandas as pd
@@ -11,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from tokenizers import normalizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from mtl_helpers import TASKS, Task, load_corpus
+from mtl_helpers import TASKS, Task
 from mtl_helpers.batches import collate, length_batches, make_examples, tokenize
 from mtl_helpers.minilm import find_minilm
 from mtl_helpers.progress import progress
@@ -47,55 +46,20 @@ SCRIPTS = {  # what is special: (text before the span, span, text behind it)
 }
 
 
-def trained(model: models.Model, pre_tokenizer, trainer, processor, normalizer=None) -> PreTrainedTokenizerFast:
-    """A tokenizer trained on the scripts above; it knows the characters of the corpus too."""
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer, tokenizer.post_processor = pre_tokenizer, processor
-    if normalizer is not None:
-        tokenizer.normalizer = normalizer
-    special = ["<s>", "</s>", "<pad>", "<unk>"]
-    texts = ["".join(pieces) for pieces in SCRIPTS.values()] * 3 + [" ".join(set(load_corpus()["text"].str.cat()))]
-    tokenizer.train_from_iterator(texts, trainer(special_tokens=special, vocab_size=600, show_progress=False))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
-
-
-def byte_level(trim: bool) -> PreTrainedTokenizerFast:
-    """Byte pairs, as RoBERTa has them (trimmed) and ModernBERT (with the space before a word)."""
-    ends = processors.RobertaProcessing(("</s>", 1), ("<s>", 0), trim_offsets=trim, add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return trained(models.BPE(), split, lambda **k: trainers.BpeTrainer(initial_alphabet=alphabet, **k), ends)
-
-
-def unigram(normalizer, scheme: str) -> PreTrainedTokenizerFast:
-    """SentencePiece's model behind its sign for a space, as XLM-R, ALBERT and DeBERTa have it."""
-    ends = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
-    split = pre_tokenizers.Metaspace(prepend_scheme=scheme)
-    return trained(
-        models.Unigram(), split, lambda **k: trainers.UnigramTrainer(unk_token="<unk>", **k), ends, normalizer
-    )
-
-
-KINDS: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
-    "WordPiece": lambda: AutoTokenizer.from_pretrained(find_minilm()),
-    "byte level": lambda: byte_level(trim=True),
-    "byte level, untrimmed": lambda: byte_level(trim=False),
-    "SentencePiece, composing": lambda: unigram(normalizers.NFKC(), "always"),
-    "SentencePiece, plain": lambda: unigram(None, "first"),
-    "SentencePiece, stripping": lambda: unigram(
-        normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]), "always"
-    ),
-}
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
-    return KINDS[request.param]()
-
-
 @pytest.fixture(scope="module")
 def minilm() -> PreTrainedTokenizerBase:
-    return KINDS["WordPiece"]()
+    return AutoTokenizer.from_pretrained(find_minilm())
+
+
+# WordPiece; byte pairs, trimmed and not; Unigram behind SentencePiece's sign for a space, with various normalisers
+@pytest.fixture(scope="module", params=["minilm", "roberta", "modernbert", "albert", "deberta-v2", "xlm-roberta"])
+def tokenizer(request, minilm, family_dirs) -> PreTrainedTokenizerBase:
+    if request.param == "minilm":
+        return minilm
+    tokenizer = AutoTokenizer.from_pretrained(family_dirs[request.param])
+    if request.param == "xlm-roberta":
+        tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()  # much like the real one's
+    return tokenizer
 
 
 # ----------------------------------------------------------------------------------------------- spans in any script
@@ -177,14 +141,6 @@ def test_spans_that_do_not_come_back_are_counted_in_one_warning(text: str, gold:
         assert warning.filename == __file__  # points to the caller's line
 
 
-def test_spans_across_or_behind_the_cut_are_not_learnt(minilm):
-    text = "Ana likes Ana Duarte and Oslo."  # [CLS] ana likes ana | du ##arte ...
-    table = pd.DataFrame({"text": [text], "entities": [[(0, 3, "PER"), (10, 20, "PER"), (25, 29, "LOC")]]})
-    with pytest.warns(UserWarning, match="2 spans .* or lie behind the first 5 tokens of their text"):
-        (cut,) = make_examples(table, minilm, [ENTITIES], max_length=5)
-    assert cut["labels"]["entities"] == [IGNORE, 1, 0, IGNORE, IGNORE]
-
-
 def test_examples_of_a_table(minilm):
     entities = [[(0, 3, "PER")], None, []]
     table = pd.DataFrame({"text": [ANA] * 3, "topic": ["health", None, None], "entities": entities})
@@ -193,12 +149,7 @@ def test_examples_of_a_table(minilm):
     assert [example["labels"]["sentiment"] for example in examples] == [IGNORE] * 3  # there is no such column
     codes = [example["labels"]["entities"] for example in examples]
     assert codes == [[IGNORE, 1, 0, 0, 0, 0, IGNORE], [IGNORE] * 7, [IGNORE, 0, 0, 0, 0, 0, IGNORE]]
-    assert examples[0]["gold"] == {
-        "topic": "health",
-        "sentence_type": None,
-        "sentiment": None,
-        "entities": [(0, 3, "PER")],
-    }
+    assert list(examples[0]["gold"].values()) == ["health", None, None, [(0, 3, "PER")]]
     assert [example["gold"]["entities"] for example in examples] == entities
     assert make_examples(table[:0], minilm, TASKS, 256) == []
     assert "labels" not in make_examples(table, minilm, [], 256)[0]
@@ -218,17 +169,13 @@ def test_tokenize_gives_ids_and_places_and_cuts_by_tokens(minilm):
     assert (len(long["input_ids"]), long["complete"]) == (256, False)
     assert (len(fits["input_ids"]), fits["complete"]) == (256, True)
     assert long["input_ids"][-1] == minilm.sep_token_id
-
-
-def test_tokenize_takes_any_sequence(minilm):
     texts = ["One.", "Two."]
-    expected = tokenize(texts, minilm, 256)
     for form in (tuple(texts), (text for text in texts), pd.Series(texts, index=[7, 3]), pd.Series(texts).to_numpy()):
-        assert tokenize(form, minilm, 256) == expected
+        assert tokenize(form, minilm, 256) == tokenize(texts, minilm, 256)
     assert tokenize([], minilm, 256) == tokenize(pd.Series([], dtype=object), minilm, 256) == []
 
 
-NO_TEXTS = {  # what is said: texts
+NO_TEXTS = {  # what is said: instead of texts
     r"one string, expected a list of strings: write \[text\]": "One text.",
     "found one string": b"One text.",
     r"found a DataFrame, expected a list of strings: write table\['text'\]": pd.DataFrame({"text": ["One."]}),
@@ -238,18 +185,14 @@ NO_TEXTS = {  # what is said: texts
     "text 0 is nan of type float": [float("nan")],
     "of type bytes": [b"One."],
     "of type list": [["One."]],
+    r"text 1 holds half a surrogate pair, .* 'half \\ud83d'": ["One.", "half \ud83d"],
 }
 
 
 @pytest.mark.parametrize("message", NO_TEXTS)
 def test_what_is_no_list_of_texts_is_refused(message: str, minilm):
-    with pytest.raises(TypeError, match=message):
+    with pytest.raises(ValueError if "surrogate" in message else TypeError, match=message):
         tokenize(NO_TEXTS[message], minilm, 256)
-
-
-def test_half_a_surrogate_pair_is_refused(minilm):
-    with pytest.raises(ValueError, match=r"text 1 holds half a surrogate pair, .* 'half \\ud83d'"):
-        tokenize(["One.", "half \ud83d"], minilm, 256)
 
 
 # ---------------------------------------------------------------------------------------------------------- batches
@@ -267,12 +210,9 @@ def test_batches_hold_every_text_once_within_the_budget(lengths: list[int], budg
     assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget for batch in batches)
 
 
-def test_without_a_generator_the_longest_come_first():
+def test_the_longest_come_first_or_a_generator_reshuffles_at_each_call():
     assert length_batches([3, 9, 5, 9, 1], 10) == [[1], [3], [2, 0], [4]]
     assert length_batches([5, 5, 5], 10) == [[0, 1], [2]]
-
-
-def test_a_generator_reshuffles_at_each_call_and_reproduces():
     lengths = [length for length in range(1, 21) for _ in range(10)]
     generator = torch.Generator().manual_seed(0)
     first, second = length_batches(lengths, 100, generator), length_batches(lengths, 100, generator)

@@ -3,11 +3,9 @@
 import itertools
 import math
 import os
-import pickle
 import re
 import shutil
-import subprocess
-import sys
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -42,7 +40,7 @@ class Result:
         return True
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run(build, partly, validation) -> Callable[..., Result]:
     """Function that runs `fit` on a tiny model, by default one of its own, always the same."""
 
@@ -63,26 +61,27 @@ def run(build, partly, validation) -> Callable[..., Result]:
 
 @pytest.fixture(scope="module")
 def kept() -> dict:
-    """Results that several tests look at."""
+    """Uninterrupted runs with other settings."""
     return {}
 
 
-@pytest.fixture
-def uninterrupted(kept, run, tmp_path_factory) -> Result:
+@pytest.fixture(scope="module")
+def uninterrupted(run, tmp_path_factory) -> Result:
     """A run with CONFIG from start to end."""
-    if "run" not in kept:
-        kept["run"] = run(tmp_path_factory.mktemp("uninterrupted"))
-    return kept["run"]
+    return run(tmp_path_factory.mktemp("uninterrupted"))
+
+
+@pytest.fixture(scope="module")
+def stopped_once(run, tmp_path_factory) -> Path:
+    with stopping(12):
+        run(directory := tmp_path_factory.mktemp("stopped"))
+    return directory
 
 
 @pytest.fixture
-def stopped(kept, run, tmp_path, tmp_path_factory) -> Path:
+def stopped(stopped_once, tmp_path) -> Path:
     """A directory of the test's own with the checkpoints of steps 9 and 10 of that run, stopped in step 12."""
-    if "stopped" not in kept:
-        kept["stopped"] = tmp_path_factory.mktemp("stopped")
-        with stopping(12):
-            run(kept["stopped"])
-    return Path(shutil.copytree(kept["stopped"], tmp_path / "stopped"))
+    return Path(shutil.copytree(stopped_once, tmp_path / "stopped"))
 
 
 def steps_in(directory: Path) -> list[int]:
@@ -93,9 +92,6 @@ def steps_in(directory: Path) -> list[int]:
 
 def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
-# ------------------------------------------------------------------------------------------- stopping and going on
 
 
 @pytest.mark.parametrize("at, first", [(1, 0), (3, 0), (4, 3), (6, 5), (10, 9), (11, 10), (STEPS, 12)])
@@ -188,65 +184,46 @@ def test_the_directory_is_made_where_it_is_named_and_none_without(build, partly,
     assert steps_in(tmp_path / "home" / "some" / "run") == [3, 5] and not (tmp_path / "~").exists()
 
 
-# --------------------------------------------------------------------------------------------- what a stopped run says
+HELD = "; the model holds its last weights; no checkpoint was written"
+BEST = "; the model holds the weights of epoch 1, the best so far; "
 
 
 @pytest.mark.parametrize(
-    "at, given, message",
+    "at, given, value, message",
     [
-        (1, True, "step 1 of 15 (epoch 1); the model holds its last weights; no checkpoint was written yet"),
-        (
-            4,
-            False,
-            "step 4 of 15 (epoch 1); the model holds its last weights; no checkpoint was written; give fit a dir",
-        ),
-        (
-            6,
-            True,
-            "step 6 of 15 (epoch 2); the model holds the weights of epoch 1, the best so far; call fit again with",
-        ),
-        (12, True, "step 12 of 15 (epoch 3); the model holds the weights of epoch 1, the best so far; call fit again"),
+        (1, True, None, f"stopped in step 1 of 15 (epoch 1){HELD} yet"),
+        (4, False, None, f"stopped in step 4 of 15 (epoch 1){HELD}; give fit a directory"),
+        (6, True, None, f"stopped in step 6 of 15 (epoch 2){BEST}call fit again with the same arguments: checkp"),
+        (12, False, None, f"stopped in step 12 of 15 (epoch 3){BEST}no checkpoint was written; give fit a directory"),
+        (2, True, math.nan, "the loss of task 'entities' is nan in step 2 of 15 (epoch 1); the model holds its last"),
+        (8, True, math.inf, f"the loss of task 'entities' is inf in step 8 of 15 (epoch 2){BEST}try a lower learning"),
     ],
 )
-def test_an_interruption_says_where_it_was_and_how_to_go_on(
-    at, given, message, build, partly, validation, tmp_path, monkeypatch
+def test_a_stopped_run_says_where_it_was_and_how_to_go_on(
+    at, given, value, message, build, partly, validation, tmp_path, monkeypatch
 ):
-    model, after = build(), []
-    before = weights(model)
+    model, after, calls = build(), [], itertools.count(1)
+    before, loss = weights(model), model.loss
+
+    def broken(*args) -> dict[str, Tensor]:
+        losses = loss(*args)
+        if next(calls) == at:
+            if value is None:
+                raise KeyboardInterrupt
+            losses["entities"] = losses["entities"] * value
+        return losses
+
     monkeypatch.setattr(training, "validate", scripted([0.3, 0.2, 0.1], after))
-    with stopping(at) as caught:
+    monkeypatch.setattr(model, "loss", broken)
+    with pytest.raises(KeyboardInterrupt if value is None else FloatingPointError) as caught:
         fit(model, partly, validation, CONFIG, tmp_path if given else None)
-    assert str(caught.value).startswith(f"stopped in {message}")
-    assert (f"checkpoints are in {tmp_path}" in str(caught.value)) == (at > 4)
+    assert str(caught.value).startswith(message)
     if after or at == 1:
         assert_identical(weights(model), after[0] if after else before)
     else:
         assert not torch.equal(weights(model)["heads.topic.1.weight"], before["heads.topic.1.weight"])
-    assert not any(module.training for module in model.modules())
-    assert len(model.predict(["Good soup."])) == 1
-
-
-@pytest.mark.parametrize("at, holds", [(2, "its last weights"), (8, "the weights of epoch 1")])
-def test_a_loss_that_is_not_finite_ends_the_run(at, holds, build, partly, validation, monkeypatch, tmp_path):
-    model, after, calls = build(), [], itertools.count(1)
-    original = model.loss
-
-    def broken(*args) -> dict[str, Tensor]:
-        losses = original(*args)
-        return losses | ({"entities": losses["entities"] * math.nan} if next(calls) >= at else {})
-
-    monkeypatch.setattr(training, "validate", scripted([0.3, 0.2, 0.1], after))
-    monkeypatch.setattr(model, "loss", broken)
-    with pytest.raises(FloatingPointError) as caught:
-        fit(model, partly, validation, CONFIG, tmp_path)
-    where = f"the loss of task 'entities' is nan in step {at} of 15 (epoch {1 + at // 6}); the model holds {holds}"
-    assert where in str(caught.value) and "try a lower learning rate" in str(caught.value)
     assert all(tensor.isfinite().all() for tensor in weights(model).values())
-    if after:
-        assert_identical(weights(model), after[0])
-
-
-# ----------------------------------------------------------------------------------------- writing that goes wrong
+    assert not any(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize(
@@ -272,59 +249,34 @@ def test_a_write_that_fails_is_one_error_and_costs_nothing_but_time(error, call,
     assert run(tmp_path) == uninterrupted
 
 
-KILLED = """
-import os, pickle, signal, sys
-from pathlib import Path
+def killed(fit_in_child: Callable, call: int, owner: object, name: str) -> int:
+    """Exit status of a child process that ends by SIGKILL as it calls a function for the n-th time; a write is half."""
+    if child := os.fork():
+        return os.waitpid(child, 0)[1]
+    original, calls = getattr(owner, name), itertools.count(1)
 
-import torch
-from mtl_helpers import fit, training
-
-torch.set_num_threads(1)
-folder = Path(sys.argv[1])
-
-
-def die_in(call, owner, name, before=lambda *_: None):
-    original, calls = getattr(owner, name), iter(range(1, 99))
-
-    def function(*args, **kwargs):
+    def deadly(*args, **kwargs):
         if next(calls) == call:
-            before(*args)
+            if name == "save":
+                Path(args[1]).write_bytes(bytes(5000))
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*args, **kwargs)
 
-    setattr(owner, name, function)
-
-
-half = lambda state, path: Path(path).write_bytes(bytes(5000))
-deaths = [(4, training, "train_step"), (2, torch, "save", half), (2, os, "replace"), (3, Path, "unlink"), None]
-for death in deaths:
-    child = os.fork()
-    if child == 0:
-        model, *arguments = pickle.loads((folder / "arguments").read_bytes())
-        if death:
-            die_in(*death)
-        history = fit(model, *arguments, folder / "run")
-        (folder / "result").write_bytes(pickle.dumps((history, model.state_dict())))
+    setattr(owner, name, deadly)
+    try:
+        fit_in_child()
+    finally:
         os._exit(0)
-    print(os.waitpid(child, 0)[1])
-"""
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the script forks, so that its children need no imports")
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(
-    build, partly, validation, uninterrupted, tmp_path
-):
-    config = replace(CONFIG, checkpoint_every=2)
-    (tmp_path / "arguments").write_bytes(pickle.dumps((build(), partly, validation, config)))
-    process = subprocess.run([sys.executable, "-c", KILLED, tmp_path], capture_output=True, text=True, timeout=300)
-    assert process.stdout.split() == ["9", "9", "9", "9", "0"], process.stderr
-    assert "another run" not in process.stderr and "damaged" not in process.stderr
-    history, state = pickle.loads((tmp_path / "result").read_bytes())
-    assert_same_history(history, uninterrupted.history)
-    assert_identical(state, uninterrupted.weights)
-
-
-# ---------------------------------------------------------------------------------------------- damaged checkpoints
+@pytest.mark.skipif(not hasattr(os, "fork") or torch.accelerator.is_available(), reason="forks, which a GPU forbids")
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(run, uninterrupted, tmp_path):
+    config, steps = replace(CONFIG, checkpoint_every=2), []
+    for death in ((4, training, "train_step"), (2, torch, "save"), (2, os, "replace"), (3, Path, "unlink")):
+        assert killed(lambda: run(tmp_path, config), *death) == signal.SIGKILL
+        steps.append(max(int(path.name[18:26]) for path in tmp_path.glob("*.pt")))
+    assert steps == sorted(steps) and steps[0] == 2 and steps[-1] > 6
+    assert run(tmp_path, config) == uninterrupted
 
 
 def flip(path: Path) -> None:
@@ -365,9 +317,6 @@ def test_random_numbers_of_another_kind_of_device_are_not_needed(run, uninterrup
     path.rename(path.with_name(f"{path.name[:-15]}{sha256_of(path)[:12]}.pt"))
     again = run(stopped)
     assert again == uninterrupted and again.steps == STEPS - 10
-
-
-# --------------------------------------------------------------------------------------- checkpoints of another run
 
 
 def config(**settings) -> Callable:
@@ -422,7 +371,9 @@ OTHER_RUNS = [
     "change, difference", OTHER_RUNS, ids=[f"{i} {text}" for i, (_, text) in enumerate(OTHER_RUNS)]
 )
 def test_checkpoints_of_another_run_are_refused_in_words(change, difference, build, partly, validation, stopped):
-    other = SimpleNamespace(train=partly, validation=validation, config=CONFIG, model=build(), build=build)
+    other = SimpleNamespace(
+        train=partly.copy(), validation=validation.copy(), config=CONFIG, model=build(), build=build
+    )
     change(other)
     before, files = weights(other.model), contents(stopped)
     with pytest.raises(ValueError) as caught:

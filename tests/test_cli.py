@@ -18,6 +18,7 @@ from mtl_helpers import TASKS, MultiTaskModel, TrainingConfig, console, evaluate
 from mtl_helpers import __main__ as program
 from mtl_helpers.__main__ import main
 from mtl_helpers.corpus import DATA, SPLITS
+from mtl_helpers.own_tasks import MOST_LABELS
 
 ROOT = Path(__file__).resolve().parent.parent
 ODD = [
@@ -279,7 +280,7 @@ def test_stopped_and_started_again(data, trained, tiny_dir, tmp_path, capsys, mo
 
     assert train(data, output, tiny_dir) == 0
     out, err = capsys.readouterr()
-    assert f"going on from step {steps} " in err
+    assert f"going on from step {steps}," in err
     same_result(output, trained)
 
 
@@ -609,7 +610,10 @@ def test_help_names_every_option_with_examples_and_defaults(command: str, capsys
     assert "(default:" in explained and "None" not in out
 
 
-def test_what_is_repeated_here_to_be_fast_is_what_holds_elsewhere():
+def test_what_is_repeated_here_to_be_fast_is_what_holds_elsewhere(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert f"values (2 to {MOST_LABELS})" in capsys.readouterr().out
     defaults = TrainingConfig()
     assert {name: default for name, (_, default, _) in program.SETTINGS.items()} == {
         name: getattr(defaults, name) for name in program.SETTINGS

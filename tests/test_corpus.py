@@ -1,6 +1,7 @@
 """The shipped data, every way in which a file or a table can be wrong, and how rows become splits."""
 
 import enum
+import hashlib
 import json
 import re
 import warnings
@@ -9,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mtl_helpers import TASKS, CorpusError, Task, load_challenge, load_corpus, load_pairs
+from mtl_helpers.corpus import assign_splits
 from mtl_helpers.tables import check_table
 
 HEAD = "text,topic,entities\n"
@@ -149,7 +151,7 @@ MALFORMED = {  # what is wrong: (content, what the message must hold besides the
     "columns without names": ("text,topic,,\nHi.,sports,,\n", ["line 1", "(no name)", "2 times", "delete empty ones"]),
     "semicolons and quotes": ('"text";"topic"\n"Oh, yes.";"sports"\n', ["line 1", "with commas"]),
     "semicolons and commas": ("text;topic\nOh, yes.;sports\n", ["line 1", "column text", "with commas"]),
-    "semicolons, nearly a name": ("text;x\nHi.;sports\n", ["line 1", "column text", "with commas"]),
+    "semicolons, nearly a name": ("id;sentence_type\n1;statement\n", ["1 problem", "column text", "with commas"]),
     "bars": ("text|topic\nHi.|sports\n", ["line 1", "column text", "with commas"]),
     "half a pair in a label": (row('[[0, 3, "\\ud83d"]]'), ["line 2", "column entities", "found '\\ud83d'"]),
     "number in another form": ("text,topic\nHi.,1.0\n", ["line 2", "found '1.0'", "expected one of business"]),
@@ -525,25 +527,41 @@ def test_equal_texts_stay_together_in_any_order_of_rows(rows, random, tmp_path_f
     assert splits(random.sample(rows, len(rows))) == first
 
 
-def test_of_every_class_there_is_a_row_in_train_and_only_then_is_the_dealing_changed(write):
-    """Thirty rows of two common classes, and one of each rare one; of the spans ORG and LOC are rare."""
-    common = [f'Ana {i},{("sports", "health")[i % 2]},"[[0, 3, ""PER""]]"' for i in range(30)]
+@pytest.mark.parametrize("common", range(30, 40))
+def test_train_gets_a_row_of_every_class_and_what_the_others_lack_is_named(common: int, write):
+    """Rows of two common classes, and one of each rare one, dealt to other splits as their number changes."""
+    rows = [f'Ana {i},{("sports", "health")[i % 2]},"[[0, 3, ""PER""]]"' for i in range(common)]
     rare = ["IBM here,business,", "Oslo 1,politics,[]", 'Oslo 2,sports,"[[0, 4, ""LOC""]]"', 'IBM,,"[[0, 3, ""ORG""]]"']
-    plain = load_corpus(write("\n".join(["text,topic,entities", *common]) + "\n"))
-    assert plain["split"].value_counts().to_dict() == {"train": 21, "test": 6, "validation": 3}
-    for order in (rare + common, common + rare, common[:9] + rare[::-1] + common[9:]):
-        with pytest.warns(UserWarning, match="has no row of") as warned:
-            frame = load_corpus(write("\n".join(["text,topic,entities", *order]) + "\n"))
-        train = frame[frame["split"] == "train"]
-        assert set(train["topic"].dropna()) == {"sports", "health", "business", "politics"}
-        assert {label for spans in train["entities"].dropna() for _, _, label in spans} == {"PER", "ORG", "LOC"}
-        (warning,) = [str(warning.message) for warning in warned]
-        for split in ("validation", "test"):
-            assert (
-                f"{split} has no row of LOC (entities), ORG (entities), business (topic), politics (topic)" in warning
-            )
-        assert "train has" not in warning
-        assert [warning.filename for warning in warned] == [__file__]
+    with pytest.warns(UserWarning, match="has no row of") as warned:
+        frame = load_corpus(write("\n".join(["text,topic,entities", *rows, *rare]) + "\n"))
+    train = frame[frame["split"] == "train"]
+    assert set(train["topic"].dropna()) == {"sports", "health", "business", "politics"}
+    assert {label for spans in train["entities"].dropna() for _, _, label in spans} == {"PER", "ORG", "LOC"}
+    (warning,) = [str(warning.message) for warning in warned]
+    for split in ("validation", "test"):
+        assert f"{split} has no row of LOC (entities), ORG (entities), business (topic), politics (topic)" in warning
+    assert "train has" not in warning
+    assert [warning.filename for warning in warned] == [__file__]
+
+
+@example(kinds=list("ABAAAAABA"))  # B twice, and never dealt to train
+@given(kinds=st.lists(st.sampled_from(["A", "B", "C", "D", "E", "AB", "", None]), min_size=1, max_size=40))
+def test_only_rows_that_train_needs_are_taken_from_where_they_were_dealt(kinds: list[str | None]):
+    """At most one row moves for each class that the dealing left out, and none where it left out none."""
+    task = Task("spans", tuple("ABCDE"), "token")
+    spans = [None if kind is None else [(i, i + 1, label) for i, label in enumerate(kind)] for kind in kinds]
+    frame = pd.DataFrame({"text": [f"Text {i}" for i in range(len(kinds))], "spans": pd.Series(spans, dtype=object)})
+    keys = [(repr([bool(cell)]), hashlib.sha256(text.encode()).hexdigest()) for text, cell in frame.to_numpy()]
+    turns = ["train", "test", "train", "train", "validation", "train", "train", "test", "train", "train"]
+    dealt = [turns[sorted(keys).index(key) % 10] for key in keys]
+    splits = assign_splits(frame, [task])
+
+    def trained(splits: list[str]) -> set[str]:
+        return {label for kind, split in zip(kinds, splits, strict=True) if split == "train" for label in kind or ""}
+
+    moved = [(old, new) for old, new in zip(dealt, splits, strict=True) if old != new]
+    assert trained(splits) == {label for kind in kinds for label in kind or ""}
+    assert len(moved) <= len(trained(splits) - trained(dealt)) and all(new == "train" for _, new in moved)
 
 
 def test_given_splits_are_kept_and_a_class_without_a_training_row_is_named(write):

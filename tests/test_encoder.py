@@ -22,14 +22,16 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules as theirs
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.models.bert.modeling_bert import BertEncoder
 
 from experiments.public import load_public
 from mtl_helpers import SentenceEncoder, runtime
 from mtl_helpers import encoder as module
-from mtl_helpers.backbones import layers_of
+from mtl_helpers.backbones import layers_of, longest_input
 from mtl_helpers.batches import collate, tokenize
 from mtl_helpers.encoder import POOLINGS, Dropout, pool
-from mtl_helpers.folders import sha256_of
+from mtl_helpers.folders import replacing, sha256_of
 from mtl_helpers.minilm import SHA256, find_minilm
 from mtl_helpers.runtime import bfloat16_is_fast, inference
 
@@ -154,6 +156,7 @@ def test_threads_may_share_an_encoder_that_is_left_in_training_mode(family_dirs)
     tiny = SentenceEncoder.from_pretrained(family_dirs["bert"])
     expected = [tiny.encode([text]) for text in TEXTS]
     shared = SentenceEncoder.from_pretrained(family_dirs["bert"]).train()  # never run before: no state is made ready
+    assert shared.tokenizer.backend_tokenizer.truncation["max_length"] == 64  # which threads could set at once
     with ThreadPoolExecutor(8) as threads:
         vectors = list(threads.map(lambda text: shared.encode([text]), TEXTS * 20))
     assert all(torch.equal(a, b) for a, b in zip(vectors, expected * 20, strict=True))
@@ -284,6 +287,8 @@ def test_padding_never_changes_a_vector(how: str, example: tuple, left: int, rig
     more_states, more_mask = padded(states, mask, left, right)
     assert_same(pool(tuple(more_states), more_mask, how, layers), vectors)
     assert pool(tuple(states.double()), mask, how, layers).dtype == torch.float64
+    half = pool(tuple(states.half()), mask, how, layers)  # sums need more digits, single values don't
+    assert half.dtype == (torch.float16 if how in ("cls", "max") else torch.float32)
 
 
 def test_a_mean_that_forgets_the_mask_does_change():
@@ -352,14 +357,11 @@ def test_hidden_states_are_those_of_transformers_from_any_layer(family_dir):
         assert len(states) == len(expected) == encoder.traits.depth + 1 == 4
         assert all(torch.equal(a, b) for a, b in zip(states, expected, strict=True))
         assert torch.equal(encoder.vectors(states, batch["attention_mask"]), vectors)
+        assert encoder.traits.traced and encoder.traits.values is not None
         for depth in range(4):
-            if encoder.traits.values is None and depth < 3:
-                with pytest.raises(ValueError, match=f"can't start at layer {depth}; compute it from the token ids"):
-                    encoder.hidden(batch, states[depth], depth)
-            else:
-                upper = encoder.hidden(batch, states[depth], depth)
-                assert len(upper) == 4 - depth
-                assert all(torch.equal(a, b) for a, b in zip(upper, states[depth:], strict=True))
+            upper = encoder.hidden(batch, states[depth], depth)
+            assert len(upper) == 4 - depth
+            assert all(torch.equal(a, b) for a, b in zip(upper, states[depth:], strict=True))
 
 
 def test_nothing_below_the_start_is_computed_or_trained(tiny):
@@ -375,6 +377,26 @@ def test_nothing_below_the_start_is_computed_or_trained(tiny):
     for depth, start in ((4, states), (-1, states), (2, None)):
         with pytest.raises(ValueError, match=f"depth is {depth} for a backbone of 3 layers"):
             tiny.hidden(batch, start, depth)
+
+
+def test_a_start_that_would_be_wrong_is_noticed(tiny, monkeypatch):
+    """Here the first layer hands something to the others past the states, as in T5."""
+
+    def forward(self: BertEncoder, states: Tensor, mask: Tensor | None = None, **kwargs: object):
+        first = None
+        for layer in self.layer:
+            states = layer(states, mask)
+            first = states if first is None else first
+            states = states + first
+        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=states)
+
+    monkeypatch.setattr(BertEncoder, "forward", forward)
+    odd = SentenceEncoder(tiny.backbone, tiny.tokenizer)
+    assert odd.traits.traced and odd.traits.values is None
+    states = odd.hidden(batch_of(odd))
+    with pytest.raises(ValueError, match="a pass through bert can't start at layer 1"):
+        odd.hidden(batch_of(odd), states[1], 1)
+    assert torch.equal(odd.hidden(batch_of(odd), states[3], 3)[0], states[3])
 
 
 def test_layers_are_found_or_refused_by_name(family_dir):
@@ -411,6 +433,13 @@ def test_the_length_is_that_of_the_positions_or_of_the_tokenizer(family: str, li
     assert SentenceEncoder.from_pretrained(folder).max_length == 33
 
 
+@pytest.mark.parametrize(("positions", "longest"), [(-1, 512), (0, 512), (77, 77)])
+def test_the_length_without_a_table_of_positions(positions: int, longest: int, tiny):
+    tiny.backbone.embeddings.position_embeddings = nn.Identity()
+    tiny.backbone.config.max_position_embeddings = positions
+    assert longest_input(tiny.backbone) == longest
+
+
 def test_what_is_no_encoder_is_refused_by_name(tiny):
     shape = {"d_model": 32, "d_ff": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 100}
     with pytest.raises(ValueError, match="t5: not a single stack of transformer layers"):
@@ -420,12 +449,15 @@ def test_what_is_no_encoder_is_refused_by_name(tiny):
         SentenceEncoder(tiny.backbone, tiny.tokenizer)
 
 
-def test_states_that_can_not_be_traced_are_left_to_transformers(tiny):
-    """SqueezeBERT's layers see states with other axes."""
-    shape = {"num_hidden_layers": 2, "hidden_size": 32, "embedding_size": 32, "num_attention_heads": 4}
-    shape |= {"intermediate_size": 32, "vocab_size": 360, "max_position_embeddings": 64}
-    encoder = SentenceEncoder(AutoModel.from_config(AutoConfig.for_model("squeezebert", **shape)), tiny.tokenizer)
-    assert [state.shape[2] for state in encoder.hidden(batch_of(encoder))] == [32, 32, 32]
+@pytest.mark.parametrize("family", ["squeezebert", "longformer"])
+def test_states_that_can_not_be_traced_are_left_to_transformers(family: str, tiny):
+    """SqueezeBERT calls its layers in a way of its own, those of Longformer see more padding."""
+    shape = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 32}
+    shape |= {"vocab_size": 360, "max_position_embeddings": 64}
+    shape |= {"embedding_size": 32} if family == "squeezebert" else {"attention_window": [16, 16]}
+    encoder = SentenceEncoder(AutoModel.from_config(AutoConfig.for_model(family, **shape)), tiny.tokenizer)
+    batch = batch_of(encoder)
+    assert [state.shape for state in encoder.hidden(batch)] == [(*batch["input_ids"].shape, 32)] * 3
     assert not encoder.traits.traced and encoder.traits.values is None
     assert encoder.encode(SHORT).shape == (4, 32)
 
@@ -559,12 +591,13 @@ REFUSED_SETTINGS = {
     "transformer_task = 'fill-mask'": ("sentence_bert_config.json", {"transformer_task": "fill-mask"}),
     "modality_config = ": ("sentence_bert_config.json", {"modality_config": {"text": {"method": "encode"}}}),
     "something = 'new'": ("1_Pooling/config.json", {"something": "new"}),
+    "the activation their_code.Swish": ("2_Dense/config.json", {"activation_function": "their_code.Swish"}),
 }
 
 
 @pytest.mark.parametrize("message", REFUSED_SETTINGS)
 def test_a_setting_that_can_not_be_honoured_is_refused_by_name(message: str, foreign):
-    folder = foreign(theirs.Pooling(32), family="roberta")  # its tokenizer keeps capitals
+    folder = foreign(theirs.Pooling(32), theirs.Dense(32, 16), family="roberta")  # its tokenizer keeps capitals
     name, values = REFUSED_SETTINGS[message]
     edit(folder / name, **values)
     with pytest.raises(ValueError, match=f"foreign.*{message}"):
@@ -579,27 +612,32 @@ def test_settings_without_consequence_are_no_obstacle(foreign):
     assert_as_sentence_transformers(SentenceEncoder.from_pretrained(folder), folder)
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("modules.json", "{}"),
-        ("modules.json", "[3]"),
-        ("modules.json", '[{"type": "sentence_transformers.models.Transformer"}]'),
-        ("modules.json", "[{"),
-        ("modules.json", '[{"type": "their_code.Pooling", "path": ""}]'),
-        ("2_Dense/config.json", '{"in_features": 3}'),
-        ("2_Dense/config.json", "3"),
-        ("2_Dense/model.safetensors", "cut"),
-        ("2_Dense/model.safetensors", None),
-        ("1_Pooling/config.json", '{"pooling_mode": "sum"}'),
-    ],
-)
-def test_a_damaged_foreign_folder_is_refused_by_name(name: str, text: str | None, foreign):
+DAMAGED = [  # file, what it holds instead, what the message says
+    ("modules.json", "{}", "holds a dict, expected a list"),
+    ("modules.json", "[3]", "3 is no module with a type and a path"),
+    ("modules.json", '[{"type": "sentence_transformers.models.Transformer"}]', "is no module with a type and a path"),
+    ("modules.json", "[{", "damaged"),
+    ("modules.json", '[{"type": "their_code.Pooling", "path": ""}]', "the module their_code.Pooling can't be"),
+    (
+        "modules.json",
+        '[{"type": "sentence_transformers.a.Pooling", "path": "", "kwargs": ["x"]}]',
+        "a.Pooling can't be",
+    ),
+    ("1_Pooling/config.json", '{"pooling_mode": "sum"}', "the pooling sum"),
+    ("2_Dense/config.json", '{"in_features": 3}', "2_Dense: damaged, or not a Dense"),
+    ("2_Dense/config.json", "3", "holds a int, expected a dict"),
+    ("2_Dense/model.safetensors", "cut", "2_Dense: damaged, or not a Dense"),
+    ("2_Dense/model.safetensors", None, "2_Dense: damaged, or not a Dense"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "message"), DAMAGED)
+def test_a_damaged_foreign_folder_is_refused_by_name(name: str, text: str | None, message: str, foreign):
     folder = foreign(theirs.Pooling(32), theirs.Dense(32, 16))
     (folder / name).unlink()
     if text is not None:
         (folder / name).write_text(text)
-    with pytest.raises(ValueError, match=re.escape(str(folder / name).rpartition("/")[0])):
+    with pytest.raises(ValueError, match=f"{folder}.*{message}"):
         SentenceEncoder.from_pretrained(folder)
 
 
@@ -682,6 +720,17 @@ def test_a_full_disk_is_one_error_and_leaves_the_old_model_as_it_was(room: int, 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert {path: sha256_of(path) for path in saved.rglob("*") if path.is_file()} == expected
+
+
+def test_a_save_within_a_save_fails_with_one_message(tmp_path):
+    with (
+        pytest.raises(OSError, match=r"m: nothing saved \(\[Errno 28\] full\); free"),
+        replacing(tmp_path / "m") as folder,
+        replacing(folder),
+    ):
+        raise OSError(28, "full")
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "m"):  # another error stays what it is
+        raise ZeroDivisionError
 
 
 def test_a_file_in_place_of_the_folder(tiny, tmp_path):

@@ -252,7 +252,6 @@ def test_validation_and_evaluation_give_the_same_score(answered):
             assert scores[task.name]["accuracy"] == pytest.approx(table[task.name, "accuracy"])
 
 
-@pytest.mark.filterwarnings("ignore:.* spans don't begin and end where tokens do")
 def test_validation_weighs_each_label_the_same_however_batches_fall(model, short):
     rows = pd.concat([short[:30], short[:20].assign(topic=None)], ignore_index=True)
     examples = model.examples(rows)

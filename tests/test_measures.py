@@ -5,20 +5,10 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
 
-from experiments import measures
-from experiments.measures import (
-    calibration,
-    evaluate_challenge,
-    expected_calibration_error,
-    linear_probe,
-    paired_test,
-)
+from experiments.measures import calibration, evaluate_challenge, expected_calibration_error, linear_probe, paired_test
 from mtl_helpers import TASKS, load_challenge
 from mtl_helpers.evaluation import macro_f1, span_counts, span_f1
 
@@ -67,10 +57,7 @@ def test_a_group_with_one_wrong_sentence_fails():
     names = {"n1": "1", "n2": "2", "n3": "1", "t1": "1", "t2": "2"}  # each capability may count its groups from 1
     again = evaluate_challenge(Stub(CHALLENGE, "says"), ROWS.assign(group=ROWS["group"].replace(names)))
     pd.testing.assert_frame_equal(again, table)
-
-
-def test_groups_of_tasks_that_the_model_does_not_have_are_left_out():
-    table = evaluate_challenge(Stub(CHALLENGE, "says", TASKS[:1]), ROWS[::-1])
+    table = evaluate_challenge(Stub(CHALLENGE, "says", TASKS[:1]), ROWS[::-1])  # has no head for the others
     assert table[["capability", "groups", "passed"]].to_numpy().tolist() == [["typos", 1, 1]]
     table = evaluate_challenge(Stub(CHALLENGE, "says", TASKS[1:2]), ROWS)
     assert (len(table), list(table)) == (0, COLUMNS)
@@ -107,16 +94,6 @@ def test_the_calibration_error_is_how_far_the_confidence_is_off(too_sure: float)
     np.testing.assert_allclose(table["confidence"] - table["accuracy"], too_sure, atol=0.03)
 
 
-@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=50), st.integers(1, 20))
-def test_more_bins_find_at_least_the_error_of_one(pairs: list, bins: int):
-    confidence, right = np.array([c for c, _ in pairs]), np.array([r for _, r in pairs])
-    table = calibration(confidence, right, bins)
-    assert table["n"].sum() == len(pairs)
-    assert table.index.is_monotonic_increasing and set(table.index) <= set(range(bins))
-    error = expected_calibration_error(confidence, right, bins)
-    assert abs(confidence.mean() - right.mean()) - 1e-9 <= error <= 1 + 1e-9
-
-
 # --------------------------------------------------------------------------------------------------------- two models
 
 
@@ -135,19 +112,13 @@ def test_a_difference_has_a_sign_and_a_p():
     assert difference == pytest.approx(macro_f1(truth, good) - macro_f1(truth, bad)) and difference > 0.3
     assert p == 1 / 301  # never 0
     assert paired_test(macro_f1, list(truth), list(bad), list(good), draws=300) == (-difference, p)
+    truth, first, second = guesses(60, 0.5, 0.6)
+    chances = [paired_test(macro_f1, truth, first, second, draws=100, seed=seed)[1] for seed in (0, 0, 1, 2, 3)]
+    assert chances[0] == chances[1] == paired_test(macro_f1, truth, second, first, draws=100)[1] > 0.005
+    assert len(set(chances)) > 1 and max(chances) - min(chances) < 0.2
     spans = [[(0, 3, "PER")], [], [(1, 2, "ORG")]] * 20, [[(0, 3, "PER")], [(4, 5, "LOC")], []] * 20
     difference, p = paired_test(lambda a, b: span_f1(span_counts(a, b)), spans[0], *spans, draws=100)
     assert (difference, p) == (pytest.approx(0.5), 1 / 101)
-
-
-def test_the_paired_test_is_repeatable_and_symmetric():
-    truth, first, second = guesses(60, 0.5, 0.6)
-    difference, p = paired_test(macro_f1, truth, first, second, draws=100)
-    assert 0.005 < p < 0.5
-    assert paired_test(macro_f1, truth, first, second, draws=100, seed=0) == (difference, p)
-    assert paired_test(macro_f1, truth, second, first, draws=100) == (-difference, p)
-    others = {paired_test(macro_f1, truth, first, second, draws=100, seed=seed)[1] for seed in range(1, 5)}
-    assert others != {p} and all(abs(other - p) < 0.2 for other in others)
 
 
 def test_p_is_that_of_all_swaps():
@@ -162,16 +133,6 @@ def test_p_is_that_of_all_swaps():
     assert exact == pytest.approx(stats.binomtest(6, 7).pvalue)
 
 
-def test_without_a_difference_p_is_uniform():
-    random, p = np.random.default_rng(7), []
-    for seed in range(200):
-        truth, *noise = random.normal(size=(3, 25))
-        sides = truth + noise[0], truth + noise[1]
-        p.append(paired_test(lambda a, b: -float(np.abs(a - b).mean()), truth, *sides, draws=99, seed=seed)[1])
-    assert stats.kstest(p, "uniform").pvalue > 0.05
-    assert 0.01 <= np.mean(np.array(p) <= 0.05) <= 0.1
-
-
 # -------------------------------------------------------------------------------------------------------------- probe
 
 
@@ -184,35 +145,15 @@ def blobs(rows: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return features, np.array(["no", "yes"])[labels]
 
 
-def test_a_probe_separates_what_is_separable_and_can_be_chosen_by_another_score():
-    probe = linear_probe(blobs(200, 0.1, seed=0), blobs(40, 0.1, seed=1))
-    features, labels = blobs(100, 0.1, seed=2)
-    assert macro_f1(labels, probe.predict(features)) == 1.0
-    probe = linear_probe(blobs(200, 0.1, seed=0), None, (0.01, 10.0, 0.1), score=lambda probe: probe[-1].C)
-    assert probe[-1].C == 10.0
-
-
-def test_the_probe_is_fitted_on_train_and_chosen_on_validation(monkeypatch):
+def test_the_probe_is_fitted_on_train_and_chosen_on_validation():
     train, validation = blobs(60, 6.0, seed=3), blobs(400, 6.0, seed=4)
-    fitted, scored = [], []
-    fit = LogisticRegression.fit
-
-    def spy_on_fit(self, features, labels):
-        fitted.append((self.C, len(features)))
-        return fit(self, features, labels)
-
-    def spy_on_score(truth, predicted):
-        scored.append((macro_f1(truth, predicted), truth is validation[1]))
-        return scored[-1][0]
-
-    monkeypatch.setattr(LogisticRegression, "fit", spy_on_fit)
-    monkeypatch.setattr(measures, "macro_f1", spy_on_score)
-    strengths = (10.0, 0.001, 0.1)
+    strengths, alone = (10.0, 0.001, 0.1), {c: linear_probe(train, validation, [c]) for c in (10.0, 0.001, 0.1)}
+    scores = {c: macro_f1(validation[1], probe.predict(validation[0])) for c, probe in alone.items()}
     probe = linear_probe(train, validation, strengths)
-    assert fitted == [(c, 60) for c in strengths]
-    assert [on_validation for _, on_validation in scored] == [True] * 3
-    scores = [score for score, _ in scored]
-    assert len(set(scores)) == 3
-    best = strengths[int(np.argmax(scores))]
-    assert probe[-1].C == best != 10.0  # the weakest penalty fits the 60 rows of train best
-    assert probe[0].mean_ == pytest.approx(train[0].mean(axis=0))
+    assert len(set(scores.values())) == 3
+    assert probe[-1].C == max(scores, key=scores.get) != 10.0  # the weakest penalty fits the 60 rows of train best
+    assert probe[0].mean_ == pytest.approx(train[0].mean(axis=0)) and probe[0].n_samples_seen_ == 60
+    features, labels = blobs(100, 0.1, seed=2)
+    assert macro_f1(labels, linear_probe(blobs(200, 0.1, 0), blobs(40, 0.1, 1)).predict(features)) == 1.0
+    by_strength = linear_probe(blobs(200, 0.1, seed=0), None, (0.01, 10.0, 0.1), score=lambda probe: probe[-1].C)
+    assert by_strength[-1].C == 10.0

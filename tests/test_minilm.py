@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from mtl_helpers import minilm
-from mtl_helpers.minilm import MINILM, REVISION, MiniLM, check_sha256, find_minilm
+from mtl_helpers.folders import check_sha256
+from mtl_helpers.minilm import MINILM, REVISION, MiniLM, find_minilm
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +40,9 @@ def test_every_hidden_state_equals_that_of_transformers(own, corpus):
     theirs = AutoModel.from_pretrained(find_minilm()).eval()
     with torch.inference_mode():
         expected = theirs(**batch, output_hidden_states=True).hidden_states
-        found = own(batch["input_ids"], mask)
-    assert len(found) == len(expected) == 7
-    for ours, reference in zip(found, expected, strict=True):
+        states = own(batch["input_ids"], mask)
+    assert len(states) == len(expected) == 7
+    for ours, reference in zip(states, expected, strict=True):
         torch.testing.assert_close(ours[mask == 1], reference[mask == 1], atol=1e-5, rtol=0)
 
 

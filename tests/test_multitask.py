@@ -15,11 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
 from torch.nn import functional as F
 
 from mtl_helpers import TASKS, MultiTaskModel, SentenceEncoder, Task, multitask
-from mtl_helpers.batches import collate, make_examples
+from mtl_helpers.batches import make_examples
 from mtl_helpers.folders import sha256_of
 from mtl_helpers.tasks import IGNORE
 
@@ -64,29 +63,21 @@ def test_the_forward_pass_is_one_pass_through_the_backbone_and_then_the_heads(fa
     assert shapes == {"topic": (B, 6), "sentence_type": (B, 3), "sentiment": (B, 3), "entities": (B, T, 7)}
     states = model.encoder.hidden(batch)
     vectors = model.encoder.vectors(states, batch["attention_mask"])
-    for answered in (
-        model.answer(states, batch),
-        model.answer(states[-1:], {"attention_mask": batch["attention_mask"]}),
-    ):
+    mask = {"attention_mask": batch["attention_mask"]}
+    for answered in (model.answer(states, batch), model.answer(states[-1:], mask)):
         assert all(torch.equal(answered[name], scores) for name, scores in logits.items())
     for task in TASKS:
-        torch.testing.assert_close(
-            logits[task.name], model.heads[task.name](states[-1] if task.level == "token" else vectors)
-        )
-
-
-def test_examples_and_batches_are_those_of_the_model_s_own_tokenizer(model, rows):
-    tokenizer = model.encoder.tokenizer
-    examples = make_examples(rows, tokenizer, TASKS, 64)
-    assert model.examples(rows) == examples
-    ours, theirs = model.batch(examples[2:5]), collate(examples[2:5], tokenizer.pad_token_id)
-    assert torch.equal(ours["input_ids"], theirs["input_ids"]) and (ours["attention_mask"] == 0).any()
-    assert (ours["input_ids"][ours["attention_mask"] == 0] == tokenizer.pad_token_id).all()
+        inputs = states[-1] if task.level == "token" else vectors
+        torch.testing.assert_close(logits[task.name], model.heads[task.name](inputs))
 
 
 def test_padding_changes_no_score(model):
-    examples = model.examples(pd.DataFrame({"text": ["Behold!", TEXTS[3]]}))
-    alone, beside = model(model.batch(examples[:1])), model(model.batch(examples))
+    texts = pd.DataFrame({"text": ["Behold!", TEXTS[3]]})
+    examples = model.examples(texts)
+    assert examples == make_examples(texts, model.encoder.tokenizer, TASKS, 64)
+    batch = model.batch(examples)
+    assert set(batch["input_ids"][batch["attention_mask"] == 0].tolist()) == {model.encoder.tokenizer.pad_token_id}
+    alone, beside = model(model.batch(examples[:1])), model(batch)
     tokens = len(examples[0]["input_ids"])
     for task in TASKS:
         scores = beside[task.name][:1, :tokens] if task.level == "token" else beside[task.name][:1]
@@ -102,9 +93,7 @@ def test_any_set_of_tasks(tasks: tuple, head: str, tiny, tmp_path):
     model.save_pretrained(tmp_path)
     again = MultiTaskModel.from_pretrained(tmp_path)
     assert (again.tasks, again.head, again.dropout) == (tuple(tasks), head, 0.25)
-    assert [m.p for m in again.heads.modules() if isinstance(m, torch.nn.Dropout)] == [0.25] * len(tasks) * (
-        1 + (head == "mlp")
-    )
+    assert {m.p for m in again.heads.modules() if isinstance(m, torch.nn.Dropout)} == {0.25}
     same(again.predict(TEXTS), model.predict(TEXTS))
 
 
@@ -119,14 +108,12 @@ def test_heads_of_two_layers_are_not_linear(family_dirs):
         assert len(model.predict(TEXTS)) == len(TEXTS)
 
 
+COLLIDING = [Task("a_probability", ("x", "y")), Task("a", ("x", "y"))]
 REFUSED = {  # what is said: tasks, head
     "each name once": ([TASKS[0], TASKS[0]], "linear"),
     "at least one": ([], "linear"),
     "head is 'deep', expected 'linear' or 'mlp'": (TASKS, "deep"),
-    "'a' and 'a_probability' would share a column of predict; rename": (
-        [Task("a_probability", ["x", "y"]), Task("a", ["x", "y"])],
-        "linear",
-    ),
+    "'a' and 'a_probability' would share a column of predict; rename": (COLLIDING, "linear"),
     "'keys' is also a method of PyTorch's ModuleDict": ([Task("keys", ("a", "b"))], "linear"),
     "'training' is also": ([Task("training", ("a", "b"))], "linear"),
 }
@@ -238,19 +225,13 @@ def test_predictions_come_in_the_order_of_the_texts_in_whatever_form(model):
     assert len(none) == 0 and list(none.columns) == list(expected.columns)
 
 
-NO_TEXTS = {  # what is said: argument of predict
-    r"found one string, expected a list of strings: write \[text\]": "Behold!",
-    r"found one string, expected a list .*write \[text\] for a": b"Behold!",
-    r"found a DataFrame, .* write table\['text'\] for the texts of a table": pd.DataFrame({"id": [1], "text": ["Hi."]}),
-    r"found a dict, .* write table\['text'\]": {"text": ["Behold!"]},
-    "text 1 is None": ["Behold!", None],
-}
-
-
-@pytest.mark.parametrize("message", NO_TEXTS)
-def test_what_is_no_list_of_texts_is_refused(message: str, model):
-    with pytest.raises(TypeError, match=message):
-        model.predict(NO_TEXTS[message])
+def test_what_is_no_list_of_texts_is_refused(model):
+    for wrong in ("Behold!", b"Behold!"):
+        with pytest.raises(TypeError, match=r"found one string, expected a list of strings: write \[text\]"):
+            model.predict(wrong)
+    for wrong in (pd.DataFrame({"id": [1], "text": ["Hi."]}), {"text": ["Hi."]}):
+        with pytest.raises(TypeError, match=r"expected a list of strings: write table\['text'\] for the texts of a ta"):
+            model.predict(wrong)
 
 
 def test_texts_that_are_cut_are_counted_in_one_warning(model):
@@ -260,19 +241,14 @@ def test_texts_that_are_cut_are_counted_in_one_warning(model):
     assert len(predicted) == 3
 
 
-def test_predict_runs_without_dropout_and_restores_the_mode(model):
-    expected = model.predict(TEXTS)
-    model.train()
-    model.encoder.eval()
-    same(model.predict(TEXTS), expected)
-    assert model.heads.training and not model.encoder.backbone.training
-
-
-def test_concurrent_predictions_of_a_model_in_training_mode_are_without_noise(model):
+def test_predictions_of_a_model_in_training_mode_are_without_noise_in_several_threads_too(model):
     texts = TEXTS[2:] * 10
     expected = model.predict(texts)
     model.train()
+    model.encoder.eval()
     modes = [module.training for module in model.modules()]
+    same(model.predict(texts), expected)
+    assert [module.training for module in model.modules()] == modes and True in modes and False in modes
     with ThreadPoolExecutor(8) as pool:
         for predicted in pool.map(lambda _: model.predict(texts), range(24)):
             same(predicted, expected)
@@ -421,8 +397,3 @@ def test_a_folder_without_a_saved_model(tmp_path, family_dirs):
         MultiTaskModel.from_pretrained(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"holds no tasks\.json, expected a folder written by MultiTaskModel"):
         MultiTaskModel.from_pretrained(family_dirs["bert"])
-
-
-def test_weights_are_shared_with_the_encoder_that_was_given(encoder):
-    tensor: Tensor = MultiTaskModel(encoder).state_dict()["encoder.backbone.embeddings.word_embeddings.weight"]
-    assert tensor.data_ptr() == encoder.state_dict()["backbone.embeddings.word_embeddings.weight"].data_ptr()

@@ -3,11 +3,10 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from exactly import CONFIG, NAMES
@@ -20,17 +19,12 @@ from mtl_helpers.training import epoch_batches
 
 pytest_plugins = ["training_fixtures"]
 pytestmark = pytest.mark.usefixtures("one_thread")
-PAIR = (TASKS[0], TASKS[2])  # topic and sentiment
-
-# ------------------------------------------------------------------------------------------- the share of each task
-
-SIZES = {"a": 100_000, "b": 1_000}
 ANNEALED = TaskSampling(alpha=1.0, final_alpha=0.2)  # Stickland and Murray 2019: 1 - 0.8 (e - 1) / (E - 1)
 
 
 @pytest.mark.parametrize(
     "sampling, epoch, epochs, ratio",
-    [
+    [  # of 100,000 rows to 1,000
         (TaskSampling(alpha=1.0), 1, 1, 100),
         (TaskSampling(), 1, 1, 10),  # the default is the square root
         (TaskSampling(alpha=0.25), 4, 9, 3.16227766),  # a temperature of 4: the fourth root
@@ -46,30 +40,8 @@ ANNEALED = TaskSampling(alpha=1.0, final_alpha=0.2)  # Stickland and Murray 2019
     ids=str,
 )
 def test_shares_are_powers_of_the_capped_sizes(sampling: TaskSampling, epoch: int, epochs: int, ratio: float):
-    shares = sampling.shares(SIZES, epoch, epochs)
-    assert shares == pytest.approx({"a": ratio / (1 + ratio), "b": 1 / (1 + ratio)}, abs=1e-6)
-    with_an_empty_one = sampling.shares({"none": 0, **SIZES}, epoch, epochs)
-    assert with_an_empty_one == pytest.approx({"none": 0.0, **shares})
-
-
-@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=6), st.floats(0, 1), st.none() | st.integers(1, 10**6))
-def test_shares_lie_between_uniform_and_proportional(sizes, alpha, cap):
-    shares = TaskSampling(alpha=alpha, cap=cap).shares({str(i): n for i, n in enumerate(sizes)})
-    assert sum(shares.values()) == pytest.approx(1)
-    counted = [min(n, cap or n) for n in sizes]
-    for (i, n), (j, m) in itertools.product(enumerate(counted), repeat=2):
-        if n >= m:
-            assert 1 - 1e-9 <= shares[str(i)] / shares[str(j)] <= n / m + 1e-9 * n / m
-
-
-# ---------------------------------------------------------------------------------------------------- what is drawn
-
-
-def share_by_hand(sampling: TaskSampling, sizes: dict[str, int], epoch: int, epochs: int) -> dict[str, float]:
-    last = sampling.alpha if sampling.final_alpha is None else sampling.final_alpha
-    alpha = np.linspace(sampling.alpha, last, epochs)[epoch - 1]
-    powers = {name: min(n, sampling.cap or n) ** alpha if n else 0 for name, n in sizes.items()}
-    return {name: power / sum(powers.values()) for name, power in powers.items()}
+    shares = sampling.shares({"none": 0, "a": 100_000, "b": 1_000}, epoch, epochs)
+    assert shares == pytest.approx({"none": 0, "a": ratio / (1 + ratio), "b": 1 / (1 + ratio)}, abs=1e-6)
 
 
 samplings = st.builds(
@@ -83,27 +55,24 @@ some_sizes = st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(any)
 
 
 @given(samplings, some_sizes, st.integers(0, 2**31 - 1), st.integers(1, 6), st.integers(1, 90))
-def test_each_task_gets_its_share_and_deals_its_rows_evenly(sampling, sizes, seed, epochs, total):
-    decks = {str(i): list(range(1000 * i, 1000 * i + n)) for i, n in enumerate(sizes)}  # no position in two of them
-    rows = sampling.rows or total
+def test_every_row_comes_before_any_comes_again(sampling, sizes, seed, epochs, total):
+    """Across the epochs: no row is left out, no small task ends an epoch, each task gets its share of each."""
+    decks = {str(i): list(range(1000 * i, 1000 * i + n)) for i, n in enumerate(sizes)}
     drawn = [sampling.draw(decks, seed, epoch, epochs, total) for epoch in range(1, epochs + 1)]
     torch.rand(3), np.random.rand(3)  # what is drawn depends on seed and epoch alone
     backwards = [replace(sampling).draw(decks, seed, epoch, epochs, total) for epoch in range(epochs, 0, -1)]
     assert backwards[::-1] == drawn
     for epoch, by_task in enumerate(drawn, start=1):
-        assert list(by_task) == list(decks)
-        assert sum(len(positions) for positions in by_task.values()) == rows
-        shares = share_by_hand(sampling, {name: len(deck) for name, deck in decks.items()}, epoch, epochs)
+        rows, shares = sampling.rows or total, sampling.shares({n: len(d) for n, d in decks.items()}, epoch, epochs)
+        assert list(by_task) == list(decks) and sum(map(len, by_task.values())) == rows
         assert all(abs(len(positions) - shares[name] * rows) < 1 + 1e-6 for name, positions in by_task.items())
     for name, deck in decks.items():
-        dealt, size = [i for by_task in drawn for i in by_task[name]], len(deck)
-        times = Counter(dealt)
-        assert set(times) <= set(deck)
-        if size:
-            even = len(dealt) / size
-            assert {times[i] for i in deck} <= {math.floor(even), math.ceil(even)}
-            rounds = [dealt[i : i + size] for i in range(0, len(dealt), size)]  # across the epochs
-            assert all(len(set(cards)) == len(cards) for cards in rounds)
+        dealt = [i for by_task in drawn for i in by_task[name]]
+        assert set(dealt) <= set(deck)
+        times, even = Counter(dealt), len(dealt) / max(1, len(deck))
+        assert {times[i] for i in deck} <= {math.floor(even), math.ceil(even)}
+        rounds = [dealt[i : i + len(deck)] for i in range(0, len(dealt), max(1, len(deck)))]
+        assert all(len(set(cards)) == len(cards) for cards in rounds)
 
 
 def test_each_seed_each_task_and_each_turn_has_an_order_of_its_own():
@@ -122,11 +91,7 @@ def test_a_small_task_is_recycled_and_never_ends_the_epoch():
     drawn = TaskSampling(alpha=0.0).draw(decks, 0, 1, 1, total=24)
     assert {name: len(positions) for name, positions in drawn.items()} == {"large": 8, "small": 8, "single": 8}
     assert sorted(Counter(drawn["small"]).values()) == [2, 3, 3]
-    assert drawn["single"] == [33] * 8
-    assert len(set(drawn["large"])) == 8
-
-
-# ------------------------------------------------------------------------------------------------ how it is batched
+    assert drawn["single"] == [33] * 8 and len(set(drawn["large"])) == 8
 
 
 @given(
@@ -138,94 +103,69 @@ def test_a_small_task_is_recycled_and_never_ends_the_epoch():
 )
 def test_batches_keep_the_budget_and_every_row_that_was_drawn(order, columns, lengths, max_tokens, seed):
     drawn = {str(t): [30 * t + i for i in column] for t, column in enumerate(columns)}  # rows repeat within a task
-    lengths = lengths * len(columns)
-
-    def batches() -> list[list[int]]:
-        return TaskSampling(order=order).batches(drawn, lengths, max_tokens, torch.Generator().manual_seed(seed))
-
-    grouped = batches()
-    assert Counter(i for batch in grouped for i in batch) == Counter(i for column in drawn.values() for i in column)
-    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= max_tokens for batch in grouped)
-    assert all(grouped)
-    if order != "mixed":
-        assert all(len({i // 30 for i in batch}) == 1 for batch in grouped)
-    torch.rand(1)
-    assert batches() == grouped
+    generator, sampling, lengths = torch.Generator(), TaskSampling(order=order), lengths * len(columns)
+    batches, again = (sampling.batches(drawn, lengths, max_tokens, generator.manual_seed(seed)) for _ in range(2))
+    assert again == batches and all(batches)
+    assert Counter(i for batch in batches for i in batch) == Counter(i for column in drawn.values() for i in column)
+    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= max_tokens for batch in batches)
+    assert order == "mixed" or all(len({i // 30 for i in batch}) == 1 for batch in batches)
 
 
 def tasks_in_turn(order: str, sizes: Sequence[int], seed: int = 0) -> str:
-    """The task of each batch, as a digit; four rows make a batch."""
+    """The tasks of each batch, as digits; four rows make a batch."""
     drawn = {str(t): list(range(100 * t, 100 * t + n)) for t, n in enumerate(sizes)}
     batches = TaskSampling(order=order).batches(drawn, [5] * 1000, 20, torch.Generator().manual_seed(seed))
-    return "".join(str(batch[0] // 100) for batch in batches)
+    return " ".join("".join(sorted({str(i // 100) for i in batch})) for batch in batches)
 
 
-def test_round_robin_alternates_and_spreads_the_batches_of_a_smaller_task():
-    for sizes, turns in (([20, 20], "01" * 5), ([17, 20], "01" * 5), ([12, 12, 12], "012" * 3)):
+def test_batches_come_in_turns_or_at_random_or_mixed():
+    for sizes, turns in (
+        ([20, 20], "0 1 0 1 0 1 0 1 0 1"),
+        ([17, 20], "0 1 0 1 0 1 0 1 0 1"),
+        ([8] * 3, "0 1 2 0 1 2"),
+    ):
         assert tasks_in_turn("round_robin", sizes) == turns
-    turns = tasks_in_turn("round_robin", [60, 20, 4])
-    assert Counter(turns) == {"0": 15, "1": 5, "2": 1}
+    turns = tasks_in_turn("round_robin", [60, 20, 4]).split()  # spread
+    assert Counter(turns) == {"0": 15, "1": 5, "2": 1} and 9 <= turns.index("2") <= 11
     assert [turns[i : i + 7].count("1") for i in (0, 7, 14)] == [2, 1, 2]
-    assert 9 <= turns.index("2") <= 11 and "11" not in turns
+    shuffled = [tasks_in_turn("shuffled", [40, 40], seed).split() for seed in range(10)]
+    assert all(Counter(turns) == {"0": 10, "1": 10} for turns in shuffled)
+    assert len({tuple(turns) for turns in shuffled} - {("0", "1") * 10, ("0",) * 10 + ("1",) * 10}) == 10
+    assert tasks_in_turn("mixed", [40, 40]).split().count("01") > 12
 
 
-def test_shuffled_batches_come_at_random_and_mixed_ones_hold_several_tasks():
-    seeds = [tasks_in_turn("shuffled", [40, 40], seed) for seed in range(10)]
-    assert all(Counter(turns) == {"0": 10, "1": 10} for turns in seeds)
-    assert len(set(seeds)) == 10
-    assert not {"01" * 10, "0" * 10 + "1" * 10, "1" * 10 + "0" * 10} & set(seeds)
-    drawn = {"a": list(range(40)), "b": list(range(40, 80))}
-    batches = TaskSampling(order="mixed").batches(drawn, [5] * 80, 40, torch.Generator().manual_seed(0))
-    assert [len(batch) for batch in batches] == [8] * 10
-    assert sum(0 < sum(i < 40 for i in batch) < 8 for batch in batches) >= 9
-
-
-# ------------------------------------------------------------------------------------------- the batches of an epoch
-
-
-def examples_of(lengths: Sequence[int], labels: Sequence[dict] | None = None) -> list[dict]:
+def examples_of(lengths: Sequence[int], labels: Sequence[dict] = ({"topic": 0},) * 200) -> list[dict]:
     """What `epoch_batches` looks at: a text's length and which tasks it is labelled for."""
-    return [{"input_ids": [1] * n, "labels": labels[i] if labels else {"topic": 0}} for i, n in enumerate(lengths)]
+    return [{"input_ids": [1] * n, "labels": own} for n, own in zip(lengths, labels, strict=False)]
 
 
-@given(
-    st.lists(st.integers(2, 60), min_size=1, max_size=80),
-    st.integers(1, 200),
-    st.integers(0, 2**31 - 1),
-    st.integers(1, 50),
-)
-def test_an_epoch_takes_each_row_once_within_the_budget(lengths, max_tokens, seed, epoch):
+@given(st.lists(st.integers(2, 60), min_size=1, max_size=80), st.integers(1, 200), st.integers(0, 2**31 - 1))
+def test_without_sampling_an_epoch_takes_each_row_once_within_the_budget(lengths, max_tokens, seed):
     config, examples = replace(CONFIG, max_tokens=max_tokens, seed=seed), examples_of(lengths)
-    batches = epoch_batches(examples, config, epoch)
+    batches = epoch_batches(examples, config, 3)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     assert all(len(batch) * max(lengths[i] for i in batch) <= max_tokens or len(batch) == 1 for batch in batches)
     torch.manual_seed(7), torch.rand(5)
-    assert epoch_batches(examples, replace(config, epochs=9, learning_rate=1.0), epoch) == batches
+    assert epoch_batches(examples, replace(config, epochs=9, learning_rate=1.0), 3) == batches
 
 
-def test_each_epoch_and_each_seed_has_an_order_of_its_own():
+def test_each_epoch_and_each_seed_has_batches_of_its_own():
     lengths = [3 + (7 * i) % 23 for i in range(120)]
-    orders = [
-        epoch_batches(examples_of(lengths), replace(CONFIG, max_tokens=64, seed=seed), epoch)
-        for seed, epoch in itertools.product(range(4), range(1, 6))
-    ]
+    chosen = itertools.product((None, TaskSampling()), range(4), range(1, 6))
+    orders = [epoch_batches(examples_of(lengths), replace(CONFIG, sampling=s, seed=i), epoch) for s, i, epoch in chosen]
     assert all(a != b for a, b in itertools.combinations(orders, 2))
     assert len({lengths[order[0][0]] for order in orders}) > 5  # not the longest first, and not the shortest
 
 
 @pytest.mark.parametrize("rows, expected", [(None, 9), (31, 31)])
 def test_a_sampled_epoch_has_as_many_rows_as_the_table_unless_told_otherwise(rows: int | None, expected: int):
-    tags = [0, IGNORE]  # a text with a token that is labelled, if only as O
-    labels = [{"topic": 2, "entities": [IGNORE] * 2}] * 3 + [{"topic": IGNORE, "entities": tags}] * 2
-    examples = examples_of([5] * 9, labels + [{"topic": IGNORE, "entities": [IGNORE] * 2}] * 4)
-    batches = epoch_batches(examples, replace(CONFIG, sampling=TaskSampling(rows=rows), max_tokens=10), 1)
-    drawn = [i for batch in batches for i in batch]
-    assert len(drawn) == expected
-    assert set(drawn) == {0, 1, 2, 3, 4}  # the four rows without a label are never drawn
-    assert all(len(batch) <= 2 for batch in batches)
-
-
-# ---------------------------------------------------------------------------------------------------- fit samples
+    """Those without a label are never drawn; a text with a token that is O is labelled."""
+    kinds = [(3, 2, IGNORE), (2, IGNORE, 0), (4, IGNORE, IGNORE)]
+    labels = [{"topic": topic, "entities": [IGNORE, code]} for n, topic, code in kinds for _ in range(n)]
+    config = replace(CONFIG, sampling=TaskSampling(rows=rows), max_tokens=10)
+    batches = epoch_batches(examples_of([5] * 9, labels), config, 1)
+    assert sum(map(len, batches)) == expected and max(map(len, batches)) == 2
+    assert {i for batch in batches for i in batch} == {0, 1, 2, 3, 4}
 
 
 def seen(history: History, *names: str) -> tuple[list, list]:
@@ -236,46 +176,27 @@ def seen(history: History, *names: str) -> tuple[list, list]:
 
 
 @pytest.mark.parametrize("order", ["shuffled", "round_robin", "mixed"])
-@pytest.mark.parametrize(
-    "sampling, labels, topic, sentiment",
-    [  # 16 topics and 4 sentiments
-        (TaskSampling(rows=12), [(8, 4)] * 3, [0.5, 1.0, 1.5], [1.0, 2.0, 3.0]),
-        (  # 16 : 4, then 4 : 2 (13.33 : 6.67), then 1 : 1
-            TaskSampling(alpha=1.0, final_alpha=0.0),
-            [(16, 4), (13, 7), (10, 10)],
-            [1.0, 29 / 16, 39 / 16],
-            [1.0, 11 / 4, 21 / 4],
-        ),
-    ],
-    ids=["square root", "annealed"],
-)
-def test_separate_data_sets_are_seen_as_often_as_their_shares_say(
-    sampling, labels, topic, sentiment, order, build: Callable, separate: pd.DataFrame, validation: pd.DataFrame
-):
-    config = replace(CONFIG, sampling=replace(sampling, order=order), patience=None)
-    history = fit(build(tasks=PAIR), separate, validation, config)
-    assert seen(history, "topic", "sentiment") == (labels, [pytest.approx(topic), pytest.approx(sentiment)])
-    steps = history.to_frame("steps")
-    together = (steps["topic_labels"] > 0) & (steps["sentiment_labels"] > 0)
-    assert together.any() == (order == "mixed")
-
-
-def test_each_label_of_a_drawn_row_counts(build, full, validation):
-    """Eight topics, two of the rows with a sentiment: in two epochs each deck gives eight cards.
-
-    The topic's deck passes by the two sentiments once, the sentiment's deck has a topic on each card.
-    """
-    rows = full[:8].copy()
-    rows.loc[2:, "sentiment"] = None
-    history = fit(build(tasks=PAIR), rows, validation, replace(CONFIG, epochs=2, sampling=TaskSampling(alpha=0.0)))
+def test_separate_data_sets_are_seen_as_often_as_their_shares_say(order: str, build, separate, validation):
+    """16 topics and 4 sentiments: 16 : 4, then 4 : 2 (13.33 : 6.67), then 1 : 1."""
+    sampling = TaskSampling(alpha=1.0, final_alpha=0.0, order=order)
+    history = fit(build(tasks=(TASKS[0], TASKS[2])), separate, validation, replace(CONFIG, sampling=sampling))
     labels, (topic, sentiment) = seen(history, "topic", "sentiment")
-    assert [topics for topics, _ in labels] == [8, 8] and sum(sentiments for _, sentiments in labels) == 2 + 8
-    assert topic == [1.0, 2.0] and sentiment[-1] == 5.0
+    assert labels == [(16, 4), (13, 7), (10, 10)]
+    assert topic == pytest.approx([1.0, 29 / 16, 39 / 16]) and sentiment == pytest.approx([1.0, 11 / 4, 21 / 4])
+    steps = history.to_frame("steps")
+    assert ((steps["topic_labels"] > 0) & (steps["sentiment_labels"] > 0)).any() == (order == "mixed")
 
 
 def test_labels_of_every_task_are_seen_as_often_as_its_rows(build, full, partly, validation):
-    config = replace(CONFIG, patience=None)
-    sampled = fit(build(), full, validation, replace(config, sampling=TaskSampling(rows=18)))
+    sampled = fit(build(), full, validation, replace(CONFIG, sampling=TaskSampling(rows=18)))
     assert seen(sampled, *NAMES) == ([(18,) * 4] * 3, [[1.5, 3.0, 4.5]] * 4)
-    plain = fit(build(), partly, validation, config)  # without sampling each row comes once
+    plain = fit(build(), partly, validation, CONFIG)  # without sampling each row comes once
     assert seen(plain, *NAMES) == ([(9, 12, 11, 10)] * 3, [[1.0, 2.0, 3.0]] * 4)
+    # Eight topics, two of the rows with a sentiment: in two epochs each deck gives eight cards. The topic's deck
+    # passes by the two sentiments once, the sentiment's deck has a topic on each card.
+    rows = full[:8].copy()
+    rows.loc[2:, "sentiment"] = None
+    config, model = replace(CONFIG, epochs=2, sampling=TaskSampling(alpha=0.0)), build(tasks=(TASKS[0], TASKS[2]))
+    labels, (topic, sentiment) = seen(fit(model, rows, validation, config), "topic", "sentiment")
+    assert [topics for topics, _ in labels] == [8, 8] and sum(own for _, own in labels) == 2 + 8
+    assert topic == [1.0, 2.0] and sentiment[-1] == 5.0

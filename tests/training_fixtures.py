@@ -1,4 +1,7 @@
-"""Fixtures of tests that train: tables of a dozen sentences, tiny models. Test files name this in `pytest_plugins`."""
+"""Fixtures of tests that train: tables of a dozen sentences, tiny models. Test files name this in `pytest_plugins`.
+
+The tables are shared: a test that changes one works on a copy.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +13,13 @@ import torch
 from mtl_helpers import TASKS, MultiTaskModel, SentenceEncoder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def full(short: pd.DataFrame) -> pd.DataFrame:
     """A dozen sentences with all their labels."""
     return short[short["split"] == "train"][:12].reset_index(drop=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def partly(full: pd.DataFrame) -> pd.DataFrame:
     """The same dozen, some without some of their labels."""
     rows = full.copy()
@@ -25,7 +28,7 @@ def partly(full: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def separate(short: pd.DataFrame) -> pd.DataFrame:
     """Two data sets: 16 sentences labelled for the topic alone, 4 others for the sentiment alone."""
     rows = short[short["split"] == "train"][:20].reset_index(drop=True)
@@ -33,7 +36,7 @@ def separate(short: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def validation(short: pd.DataFrame) -> pd.DataFrame:
     return short[short["split"] == "validation"][:8].reset_index(drop=True)
 

@@ -1,0 +1,81 @@
+"""One task scarce: how much of it in each epoch, and how heavy its loss?
+
+Sentiment with 50 and 200 labels beside 1,000 sentences labelled for topic, entities beside sentence types; then once at
+the size that the text talks about: 12,000 requests with intents beside 120 questions with their types.
+"""
+
+import pandas as pd
+
+from mtl_helpers import TASKS, Task, TaskSampling, TrainingConfig, load_corpus
+
+from .natural_pairs import requests
+from .public import INTENT, QUESTION_TYPE, load_public
+from .runs import fitted, only, task_rows
+from .sweeps import Study, fingerprint
+
+TOPIC, SENTENCE_TYPE, SENTIMENT, ENTITIES = TASKS
+PAIRS = {
+    "sentiment": (TOPIC, SENTIMENT),
+    "entities": (SENTENCE_TYPE, ENTITIES),
+    "question_type": (INTENT, QUESTION_TYPE),
+}
+SAMPLERS = {"proportional": 1.0, "square root": 0.5, "uniform": 0.0}  # alpha
+WEIGHTS = {"uniform, weights 1 : 10": 10.0}
+WAYS = (*SAMPLERS, *WEIGHTS, "uniform, uncertainty", "alone", "alone, as many rows in all")
+EPOCHS = 5
+
+
+def user(scarce: str, size: int, seed: int) -> tuple[pd.DataFrame, ...]:
+    """Rows of the abundant task, of the scarce one, a fifth of those to choose by, rows to watch the other, test."""
+    abundant, own = PAIRS[scarce]
+    if scarce == "question_type":
+        questions = load_public("trec6")
+        rows = questions[questions["split"] == "train"].sample(frac=1, random_state=seed)
+        many, watched = only(requests("train"), abundant), only(requests("validation"), abundant)[:50]
+        few, test = only(rows, own)[:size], questions[questions["split"] == "test"]
+    else:
+        corpus = load_corpus()
+        rows = corpus[corpus["split"] == "train"].sample(frac=1, random_state=seed)
+        many, few = only(rows[:1000], abundant), only(rows[1000:], own)[:size]
+        watched, test = (corpus[corpus["split"] == split] for split in ("validation", "test"))
+        watched = only(watched, abundant)[:50]
+    return many, few[size // 5 :], few[: size // 5], watched, test
+
+
+def samplers(scarce: str, way: str, size: int, rows: int, rate: float, seed: int) -> list[dict]:
+    """One user and one way: a row for the scarce task. `rows`: in all, of both tasks, over all epochs."""
+    abundant, own = PAIRS[scarce]
+    many, few, held_out, watched, test = user(scarce, size, seed)
+    alone = way.startswith("alone")
+    total = rows // 2 if way == "alone" else rows
+    sampling = TaskSampling(alpha=0.0 if alone else SAMPLERS.get(way, 0.0), order="mixed", rows=total // EPOCHS)
+    usual: dict = {"epochs": EPOCHS, "max_tokens": 256, "patience": None, "keep": "last", "seed": seed}
+    usual |= {"learning_rate": rate, "head_learning_rate": 5 * rate, "sampling": sampling}
+    if way in WEIGHTS:
+        usual["task_weights"] = {own.name: WEIGHTS[way]}
+    config = TrainingConfig(balancing="uncertainty" if way.endswith("uncertainty") else "fixed", **usual)
+    tasks: list[Task] = [own] if alone else [abundant, own]
+    train, held = (few, held_out) if alone else (pd.concat([many, few]), pd.concat([held_out, watched]))
+    model, history = fitted(tasks, train, held, config)
+    return [row | {"rows_hash": fingerprint(many, few, held_out)} for row in task_rows(model, history, test, [own])]
+
+
+STUDY = Study(
+    "samplers",
+    "One task scarce: which sampler, which weight?",
+    [
+        {"scarce": scarce, "way": way, "size": size, "rows": rows, "rate": rate}
+        for scarce, size, rows, ways in (
+            ("sentiment", 50, 3200, WAYS),
+            ("sentiment", 200, 3200, WAYS),
+            ("entities", 50, 6400, WAYS),
+            ("entities", 200, 6400, WAYS),
+            ("question_type", 120, 12000, (*SAMPLERS, "alone, as many rows in all")),
+        )
+        for way in ways
+        for rate in (1e-4, 3e-4, 1e-3)
+    ],
+    samplers,
+    minutes=950,
+    tolerance=0.1,
+)
