@@ -54,6 +54,7 @@ html_show_sphinx = html_show_copyright = False
 html_context = {"default_mode": "auto"}
 html_theme_options = {
     "navbar_persistent": [],
+    "footer_content_items": [],
     "logo": {"text": project},
     "show_navbar_depth": 1,
     "show_toc_level": 2,

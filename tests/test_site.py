@@ -133,8 +133,11 @@ def test_pages_of_the_small_course(small: Path):
     assert "Few labels" in words(site / "notebooks" / "cheat_sheet.html")
     captions = [caption.get_text() for caption in soup(site / "index.html").select("nav .caption")]
     assert captions == ["The story", "Use it", "Appendix", "Solutions", "Reference", "About"]
-    modules = soup(site / "reference" / "index.html").select("article .toctree-wrapper a")
-    assert [link.get_text() for link in modules] == ["tasks", "freezing"]
+    modules = soup(site / "reference" / "index.html").select("article li")
+    assert [" ".join(entry.get_text().split()) for entry in modules] == [
+        "tasks: In this order: tasks, freezing.",
+        "freezing: In this order: tasks, freezing.",
+    ]
 
 
 def test_links_of_the_small_course(small: Path):
@@ -297,9 +300,11 @@ def test_search_finds(site: Path, browser: Page, query: str):
 
 
 @needs_browser
-def test_a_folded_cell_opens_and_dark_mode_switches(small: Path, browser: Page):
+def test_formulas_are_drawn_a_folded_cell_opens_and_dark_mode_switches(small: Path, browser: Page):
     browser.set_viewport_size({"width": 1280, "height": 900})
     browser.goto((small / "_site" / "notebooks" / "00_write_up.html").as_uri())
+    browser.evaluate("MathJax.startup.promise")
+    assert browser.locator("mjx-container svg").count() == 2
     code = browser.locator("details.above-input pre").first
     assert not code.is_visible()
     browser.locator("details.above-input summary").first.click()
@@ -331,7 +336,9 @@ def test_the_report_holds_every_page_with_links_that_lead_somewhere(small: Path)
 
 
 def test_the_report_leaves_out_what_is_folded_and_opens_answers(small: Path):
-    page = report.joined([small / "_site" / "notebooks" / f"{name}.html" for name in ("00_write_up", "01_one")], "", {})
+    pages = [small / "_site" / "notebooks" / f"{name}.html" for name in ("01_one", "00_write_up")]
+    page = report.joined(pages, "A title", {})
+    assert website.MATHJAX.name in page  # the second page has formulas, the first none
     assert "plot(rows)" not in page and "import os" not in page
     assert "show(table)" in BeautifulSoup(page, "html.parser").get_text()
     assert "<details open" in page and "Four lines. The lowest falls to a half." in page

@@ -15,7 +15,7 @@ from bs4 import BeautifulSoup
 from course import ROOT, TITLE
 from playwright.sync_api import sync_playwright
 from pypdf import PdfReader
-from website import build
+from website import MATHJAX, build
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 # What a browser would otherwise do besides showing the page, most of it on the network; root gets no sandbox.
@@ -46,7 +46,8 @@ def chapter(page: Path, others: set[str]) -> BeautifulSoup:
 
 def joined(pages: list[Path], title: str, numbers: dict[str, int]) -> str:
     """The pages as one, to be put into their folder; `numbers` of pages, by id, for the table of contents."""
-    head = BeautifulSoup(pages[0].read_text("utf-8"), "html.parser").head
+    heads = [page.read_text("utf-8").partition("</head>")[0].partition("<head>")[2] for page in pages]
+    head = next((head for head in heads if MATHJAX.name in head), heads[0])  # a page without formulas loads none
     entries, body = [], []
     for page in pages:
         soup = chapter(page, {other.stem for other in pages})
@@ -57,7 +58,7 @@ def joined(pages: list[Path], title: str, numbers: dict[str, int]) -> str:
             entries.append(f'<li class="to-{heading.name}">{words}<span>{numbers.get(target, "")}</span></li>')
     contents = f'<nav class="contents"><h1>{escape(title)}</h1><ol>{"".join(entries)}</ol></nav>'
     text = f'<body class="report">{contents}{"".join(body)}</body>'
-    return f'<!DOCTYPE html>\n<html lang="en" data-theme="light">{head}{text}</html>'
+    return f'<!DOCTYPE html>\n<html lang="en" data-theme="light"><head>{head}</head>{text}</html>'
 
 
 def browser() -> str | None:

@@ -33,11 +33,16 @@ SIDEBAR = {
 }
 
 
+def docstring(path: Path) -> str:
+    """What a module says of itself."""
+    return path.read_text("utf-8").split('"""')[1]
+
+
 def modules(root: Path) -> list[str]:
     """The modules of mtl_helpers, in the order in which its docstring names them."""
     names = {path.stem for path in root.glob("mtl_helpers/*.py") if not path.stem.startswith("__")}
-    text = (root / "mtl_helpers" / "__init__.py").read_text("utf-8").split('"""')[1] if names else ""
-    return list(dict.fromkeys([word for word in re.findall(r"\w+", text) if word in names] + sorted(names)))
+    words = re.findall(r"\w+", docstring(root / "mtl_helpers" / "__init__.py")) if names else []
+    return list(dict.fromkeys([word for word in words if word in names] + sorted(names)))
 
 
 def section(notebook: NotebookNode, title: str) -> NotebookNode:
@@ -70,12 +75,15 @@ def sources(root: Path, executed: Mapping[Path, NotebookNode]) -> dict[str, str]
             part = HEADING.sub(r"\1", part)
         texts[page] = texts.get(page, "# Running it yourself\n\n" if page == "running.md" else "") + part
 
-    names = modules(root)
+    names, entries = modules(root), []
     for name in names:
         texts[f"reference/{name}.rst"] = f"{name}\n{'=' * 20}\n\n.. automodule:: mtl_helpers.{name}\n   :members:\n"
+        first_line = docstring(root / "mtl_helpers" / f"{name}.py").split("\n")[0]
+        entries.append(f"- :doc:`{name}`: {first_line}")
     if names:
-        start = f"mtl_helpers\n{'=' * 20}\n\n.. automodule:: mtl_helpers\n\n.. toctree::\n   :maxdepth: 1\n\n   "
-        texts["reference/index.rst"] = start + "\n   ".join(names) + "\n"
+        title = f"mtl_helpers\n{'=' * 20}\n\n.. automodule:: mtl_helpers\n\n"
+        tree = "\n   ".join(["\n\n.. toctree::", ":hidden:", "", *names])
+        texts["reference/index.rst"] = title + "\n".join(entries) + tree + "\n"
     for caption, patterns in SIDEBAR.items():
         pages = [name for pattern in patterns.split() for name in fnmatch.filter(sorted(texts), pattern)]
         lines = ["", "```{toctree}", f":caption: {caption}", ":hidden:", "", *pages, "```", ""]
