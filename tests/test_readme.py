@@ -32,7 +32,7 @@ def test_every_notebook_is_on_the_map():
     assert names and names == set(re.findall(r"\]\(notebooks/([\w.]+\.ipynb)\)", TEXT))
 
 
-@pytest.mark.parametrize("target", ["course", "test", "lab", "report"])
+@pytest.mark.parametrize("target", ["course", "site", "test", "lab", "report", "slides"])
 def test_make_commands_exist(target: str):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert f"make {target}" in TEXT

@@ -1,7 +1,7 @@
-"""Executes the notebooks, each from a fresh kernel, and renders them as pages that need no network.
+"""Executes the notebooks, each from a fresh kernel, and builds the site with what they show.
 
-python tools/course.py              execute every notebook, render it into _site/, write the index page
-python tools/course.py 01 02        only the notebooks whose file names start so
+python tools/course.py              execute every notebook, then build _site/ (see website.py)
+python tools/course.py 01 02        execute only the notebooks whose file names start so; the others as committed
 python tools/course.py --save 01    also write the outputs back into the notebook (for authors)
 """
 
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
+import re
 import sys
 import time
 from base64 import b64decode, b64encode
@@ -25,7 +27,6 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
-from pages import DATASHEET, index, plain_page, render
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +34,8 @@ TITLE = "Multi-task learning with sentence transformers"
 SECONDS_PER_CELL = 600
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 UNSET = ("TQDM_DISABLE", "MPLBACKEND", "COLUMNS")  # a user's settings that would change what the cells show
+FOLDERS = ("notebooks", "notebooks/appendix", "notebooks/solutions")
+ALT = re.compile(r"^# alt: (.+(?:\n# (?!alt: ).+)*)", re.MULTILINE)
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -48,15 +51,36 @@ class RunningPython(KernelSpecManager):
 
 
 def notebooks(root: Path = ROOT) -> list[Path]:
-    """The course's notebooks in reading order, those of notebooks/solutions/ last."""
-    return sorted(root.glob("notebooks/*.ipynb")) + sorted(root.glob("notebooks/solutions/*.ipynb"))
+    """The course's notebooks in reading order: the story, the appendix, the solutions."""
+    return [path for folder in FOLDERS for path in sorted(root.glob(f"{folder}/*.ipynb"))]
+
+
+def images(notebook: NotebookNode) -> list[NotebookNode]:
+    """The metadata of each figure among the outputs, in their order; "alt" in them is its alternative text."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [o.metadata.setdefault("image/png", NotebookNode()) for o in outputs if "image/png" in o.get("data", {})]
+
+
+def describe(notebook: NotebookNode) -> NotebookNode:
+    """Gives figures the alternative texts that their cells hold as comments, `# alt: ...`, one a figure; in place."""
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        texts = [" ".join(text.split("\n# ")) for text in ALT.findall(cell.source)]
+        for image, text in zip(images(NotebookNode(cells=[cell])), texts, strict=False):
+            image["alt"] = text
+    return notebook
 
 
 def tidy(notebook: NotebookNode) -> NotebookNode:
-    """Drops what differs from run to run (times, versions) or is empty, joins the pieces of a stream; in place."""
-    notebook.metadata = NotebookNode(kernelspec=NotebookNode(KERNEL), language_info=NotebookNode(name="python"))
+    """Drops what differs from run to run (times, versions) or is empty, joins the pieces of a stream; in place.
+
+    Cells tagged ``hide-input`` are folded in JupyterLab, too.
+    """
+    kept = {name: value for name, value in notebook.metadata.items() if name == "course"}
+    notebook.metadata = NotebookNode(kept, kernelspec=NotebookNode(KERNEL), language_info=NotebookNode(name="python"))
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
         cell.metadata.pop("execution", None)
+        if "hide-input" in cell.metadata.get("tags", []):
+            cell.metadata["jupyter"] = NotebookNode(source_hidden=True)
         outputs: list[NotebookNode] = []
         for output in cell.outputs:
             if output.get("data", {}).keys() == {"text/plain"} and not output.data["text/plain"]:
@@ -66,7 +90,7 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
             else:
                 outputs.append(output)
         cell.outputs = outputs
-    return notebook
+    return describe(notebook)
 
 
 def shrink(notebook: NotebookNode) -> NotebookNode:
@@ -83,9 +107,10 @@ def shrink(notebook: NotebookNode) -> NotebookNode:
 def execute(path: Path, progress: Callable[[float], object] = lambda share: None) -> NotebookNode:
     """Runs a notebook top to bottom in a fresh kernel, in its folder and offline; the file stays as it is.
 
+    Its metadata say how long that took, rounded up to ten seconds: the site shows it.
     ``progress`` is called before each cell with the share of cells done. Raises NotebookError.
     """
-    notebook, reached = nbformat.read(path, as_version=4), [0]
+    notebook, reached, start = nbformat.read(path, as_version=4), [0], time.perf_counter()
 
     def cell_starts(cell: NotebookNode, cell_index: int) -> None:
         reached[0] = cell_index
@@ -105,11 +130,12 @@ def execute(path: Path, progress: Callable[[float], object] = lambda share: None
         first = notebook.cells[reached[0]].source.strip().split("\n")[0]
         said = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
         raise NotebookError(f"{where}\n    {first}\n    {said.strip()}") from error
+    notebook.metadata["course"] = NotebookNode(seconds=10 * math.ceil((time.perf_counter() - start) / 10))
     return tidy(notebook)
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
-    """Executes and renders; returns the exit status: 0, or 1 where a notebook failed."""
+    """Executes and builds; returns the exit status: 0, or 1 where a notebook failed or the site has a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("names", nargs="*", help="beginnings of file names (default: every notebook)")
     parser.add_argument("--save", action="store_true", help="write the outputs back into the notebooks")
@@ -117,36 +143,27 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     paths = [p for p in notebooks(root) if not options.names or p.name.startswith(tuple(options.names))]
     if not paths:
         parser.error(f"no notebook {' '.join(options.names)} in {root / 'notebooks'}")
-    site, entries = root / "_site", []  # entries: what the index page lists
+    executed: dict[Path, NotebookNode] = {}
     live, show = sys.stdout.isatty(), partial(print, end=" ", flush=True)
     for number, path in enumerate(paths, start=1):
         label = f"[{number}/{len(paths)}] {path.relative_to(root)}"
         show(label)
         start = time.perf_counter()
         try:
-            notebook = execute(path, lambda share, label=label: live and show(f"\r{label} {share:4.0%}"))
+            executed[path] = execute(path, lambda share, label=label: live and show(f"\r{label} {share:4.0%}"))
         except NotebookError as error:
             print(f"\r{label} failed" if live else "failed", error, sep="\n", flush=True)
             continue
         seconds = time.perf_counter() - start
-        page = site / path.relative_to(root / "notebooks").with_suffix(".html")
-        page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(render(notebook, path, os.path.relpath(site / "index.html", page.parent)), "utf-8")
-        entries.append((page.relative_to(site).as_posix(), notebook, seconds))
         if options.save:
-            nbformat.write(shrink(notebook), path)
+            nbformat.write(shrink(executed[path]), path)
         print(f"\r{label} {seconds:.0f} s" if live else f"{seconds:.0f} s", flush=True)
-    if not options.names:
-        page = site / "index.html"
-        page.parent.mkdir(exist_ok=True)
-        page.write_text(index(TITLE, entries), "utf-8")
-        datasheet = root / "data" / "README.md"
-        if datasheet.is_file():
-            source = datasheet.read_text("utf-8")
-            (site / DATASHEET).write_text(plain_page("The corpus: datasheet", source), "utf-8")
-    failed = len(paths) - len(entries)
-    print(f"{failed} of {len(paths)} notebooks failed" if failed else f"open {page}")
-    return int(failed > 0)
+    if len(executed) < len(paths):
+        print(f"{len(paths) - len(executed)} of {len(paths)} notebooks failed; the site is as it was")
+        return 1
+    import website  # it imports this module
+
+    return website.build(root, executed)
 
 
 if __name__ == "__main__":

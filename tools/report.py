@@ -1,110 +1,106 @@
-"""Puts the committed notebooks into one page that needs no network, and the same into a PDF.
+"""Prints the story of the site as one PDF and the appendix as another, with the Chromium or Chrome that is installed.
 
-python tools/report.py              _site/report.html, and _site/report.pdf if Chromium or Chrome is installed
-
-Nothing is executed: the report shows the outputs that the notebooks were saved with.
+python tools/report.py              _site/report.pdf, _site/appendix.pdf; builds the site first where there is none
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import subprocess
 import sys
-import tempfile
 from html import escape
 from pathlib import Path
 
-import nbformat
+from bs4 import BeautifulSoup
 from course import ROOT, TITLE
-from pages import DATASHEET, heading, markdown, render
+from playwright.sync_api import sync_playwright
+from pypdf import PdfReader
+from website import MATHJAX, build
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-# What a browser would otherwise do besides printing, most of it on the network.
-QUIET = ["--headless", "--disable-gpu", "--no-first-run", "--disable-extensions", "--no-pdf-header-footer"]
-QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-PRINT = """
-nav.contents ol { list-style: none; padding: 0; margin: 0.8rem 0; }
-nav.contents ol ol { columns: 2; font-size: 14px; margin: 0.2rem 0 0 1.2rem; }
-section.chapter { break-before: page; max-width: 960px; margin: 0 auto; }
-@media print { body { font-size: 13px; padding: 0; --jp-code-font-size: 11px; } .anchor-link { display: none; }
-  .jp-Notebook .jp-RenderedHTMLCommon { font-size: 13px; line-height: 1.5; }
-  .jp-Notebook .jp-RenderedMarkdown table, .jp-Notebook .jp-RenderedHTML table { font-size: 11.5px; }
-  .jp-Notebook td, .jp-Notebook th { padding: 0.25em 0.5em; }
-  .jp-InputArea-editor pre, pre { white-space: pre-wrap; } img, tr, .jp-OutputArea-child { break-inside: avoid; }
-  h1, h2, h3 { break-after: avoid; } .jp-Notebook .jp-OutputArea-output, .jp-Notebook table { overflow: visible; } }
-@page { size: A4; margin: 16mm 14mm; }
-"""
+# What a browser would otherwise do besides showing the page, most of it on the network; root gets no sandbox.
+QUIET = ["--disable-gpu", "--no-first-run", "--disable-extensions", "--disable-quic", "--disable-sync"]
+QUIET += ["--disable-background-networking", "--disable-component-update"]
+QUIET += ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
+LEFT_OUT = "a.headerlink, .banner, details.above-input, details.above-cell"  # the last two: what is folded
 
 
-def chapters(root: Path = ROOT) -> list[Path]:
-    """The notebooks of the report, in reading order."""
-    return sorted((root / "notebooks").glob("[0-9]*.ipynb"))
+def chapter(page: Path, others: set[str]) -> BeautifulSoup:
+    """What a page of the site says, but for what is folded; the page's name stands before each id, as in links."""
+    soup = BeautifulSoup(page.read_text("utf-8"), "html.parser").select_one("article")
+    for element in soup.select(LEFT_OUT):
+        element.decompose()
+    for element in soup.select("details"):
+        element["open"] = ""
+    for element in soup.select("[id]"):
+        element["id"] = f"{page.stem}--{element['id']}"
+    for link in soup.select("a[href]"):
+        file, _, anchor = link["href"].partition("#")
+        name = Path(file).stem if file else page.stem
+        if "://" not in file and name in others:
+            link["href"] = f"#{name}--{anchor}" if anchor else f"#{name}"
+        elif "://" not in file:
+            link.unwrap()
+    return soup
 
 
-def inside(body: str, chapter: str) -> str:
-    """A page's body with the anchors of a chapter of its own, and its links kept inside the report."""
-    body = re.sub(r'\bid="([^"]+)"', rf'id="{chapter}-\1"', body)
-    body = re.sub(r'href="#([^"]+)"', rf'href="#{chapter}-\1"', body)
-    body = re.sub(r'href="(\d\d)_\w+\.html#([^"]+)"', r'href="#\1-\2"', body)
-    body = re.sub(r'href="(\d\d)_\w+\.html"', r'href="#\1"', body)
-    body = body.replace(f'href="{DATASHEET}"', 'href="#datasheet"')
-    return re.sub(r'<a href="(?!#|\w+:)[^"]*">(.*?)</a>', r"\1", body)  # files that are not in the report
+def joined(pages: list[Path], title: str, numbers: dict[str, int]) -> str:
+    """The pages as one, to be put into their folder; `numbers` of pages, by id, for the table of contents."""
+    heads = [page.read_text("utf-8").partition("</head>")[0].partition("<head>")[2] for page in pages]
+    head = next((head for head in heads if MATHJAX.name in head), heads[0])  # a page without formulas loads none
+    entries, body = [], []
+    for page in pages:
+        soup = chapter(page, {other.stem for other in pages})
+        body.append(f'<section id="{page.stem}" class="chapter">{soup}</section>')
+        for heading in soup.select("h1, h2"):
+            target = page.stem if heading.name == "h1" else heading.parent["id"]
+            words = f'<a href="#{target}">{escape(heading.get_text())}</a>'
+            entries.append(f'<li class="to-{heading.name}">{words}<span>{numbers.get(target, "")}</span></li>')
+    contents = f'<nav class="contents"><h1>{escape(title)}</h1><ol>{"".join(entries)}</ol></nav>'
+    text = f'<body class="report">{contents}{"".join(body)}</body>'
+    return f'<!DOCTYPE html>\n<html lang="en" data-theme="light"><head>{head}</head>{text}</html>'
 
 
-def contents(notebook: nbformat.NotebookNode, chapter: str) -> str:
-    """A chapter's entry in the table of contents: its title and its sections."""
-    title = escape(re.sub(r"[*_`$]", "", heading(notebook)[0]))
-    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    sections = re.findall(r"^## (.+)$", re.sub(r"```.*?```", "", prose, flags=re.DOTALL), re.MULTILINE)
-    names = [(s.strip(), re.sub(r"[*_`$]", "", s.strip()).replace(" ", "-")) for s in sections]
-    entries = "".join(f'<li><a href="#{chapter}-{escape(anchor)}">{escape(name)}</a></li>' for name, anchor in names)
-    return f'<li><a href="#{chapter}"><strong>{title}</strong></a><ol>{entries}</ol></li>'
+def browser() -> str | None:
+    """The first browser that is installed."""
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
-def report(root: Path = ROOT) -> str:
-    """All notebooks, and the datasheet of the corpus behind them, as one HTML page."""
-    head, entries, sections = "", [], []
-    for path in chapters(root):
-        notebook, chapter = nbformat.read(path, as_version=4), path.name[:2]
-        page = render(notebook, path)
-        head = head or page[page.index("<head>") + len("<head>") : page.index("</head>")]
-        body = re.search(r"<body[^>]*>(.*)</body>", page, re.DOTALL)[1]
-        entries.append(contents(notebook, chapter))
-        sections.append(f'<section class="chapter" id="{chapter}">{inside(body, chapter)}</section>')
-    datasheet = inside(markdown((root / "data" / "README.md").read_text(encoding="utf-8")), "datasheet")
-    entries.append('<li><a href="#datasheet"><strong>The corpus: datasheet</strong></a></li>')
-    sections.append(f'<section class="chapter" id="datasheet">{datasheet}</section>')
-    head = re.sub(r"<title>.*?</title>", f"<title>{escape(TITLE)}</title>", head, flags=re.DOTALL)
-    table = f'<nav class="contents"><h1>{escape(TITLE)}</h1><ol>{"".join(entries)}</ol></nav>'
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{PRINT}</style></head>'
-        f'<body class="jp-Notebook" data-jp-theme-light="true"><main>{table}{"".join(sections)}</main></body></html>\n'
-    )
+def print_pdf(address: str, pdf: Path) -> PdfReader:
+    """Print a page when its pictures are loaded and its formulas drawn."""
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=browser(), args=QUIET) as program:
+        page = program.new_page(viewport={"width": 1280, "height": 720})
+        page.goto(address, wait_until="networkidle")
+        page.evaluate("Promise.all([window.MathJax?.startup.promise, document.fonts.ready])")
+        page.wait_for_function("!window.Reveal || document.querySelector('.pdf-page')")  # slides laid out as pages
+        page.pdf(path=pdf, prefer_css_page_size=True, print_background=True, tagged=True, outline=True)
+    return PdfReader(pdf)
 
 
-def print_pdf(page: Path, pdf: Path) -> bool:
-    """Print a page with the first browser that is installed; False if there is none."""
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if browser is None:
-        return False
-    sandbox = ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []  # Chromium refuses it to root
-    with tempfile.TemporaryDirectory() as profile:
-        where = [f"--user-data-dir={profile}", f"--print-to-pdf={pdf}", page.resolve().as_uri()]
-        subprocess.run([browser, *QUIET, *sandbox, *where], check=True, capture_output=True, timeout=300)
-    return True
+def report(pages: list[Path], title: str, pdf: Path) -> int:
+    """Print pages of one folder as one PDF, twice: the second time with the numbers of the pages. Gives how many."""
+    page, numbers = pages[0].parent / "report.html", {}
+    for _ in range(2):
+        page.write_text(joined(pages, title, numbers), "utf-8")
+        pdf_now = print_pdf(page.resolve().as_uri(), pdf)
+        places = pdf_now.named_destinations.items()
+        numbers = {name.removeprefix("/"): pdf_now.get_destination_page_number(place) + 1 for name, place in places}
+    page.unlink()
+    return len(pdf_now.pages)
 
 
 def main(root: Path = ROOT) -> int:
-    """Write both files; the PDF only where a browser is there."""
-    page = root / "_site" / "report.html"
-    page.parent.mkdir(exist_ok=True)
-    page.write_text(report(root), encoding="utf-8")
-    print(f"wrote {page.relative_to(root)}")
-    pdf = page.with_suffix(".pdf")
-    done = print_pdf(page, pdf)
-    print(f"wrote {pdf.relative_to(root)}" if done else "no PDF: found neither Chromium nor Chrome")
+    """Print both; returns 1 where the site has faults. Without a browser it says so and prints nothing."""
+    site = root / "_site"
+    if not (site / "index.html").is_file() and build(root):
+        return 1
+    if browser() is None:
+        print("no PDF: found neither Chromium nor Chrome")
+        return 0
+    for name, pattern, title in (("report", "[0-9]*", TITLE), ("appendix", "appendix/*", f"{TITLE}: appendix")):
+        pages = sorted((site / "notebooks").glob(f"{pattern}.html"))
+        if pages:
+            print(f"wrote {site / name}.pdf, {report(pages, title, site / f'{name}.pdf')} pages")
     return 0
 
 
