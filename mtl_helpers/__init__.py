@@ -6,7 +6,10 @@ evaluation, freezing, features, checks, sampling, balancing, imbalance, settings
 checkpoints, training, own_tasks, console.
 """
 
+import warnings
 from importlib import import_module
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, of a notebook without widgets
 
 _HOMES = {
     "TASKS": "tasks",

@@ -1,12 +1,8 @@
 """A progress bar that appears late and leaves nothing behind."""
 
 import sys
-import warnings
 from collections.abc import Iterable
 
-with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message="IProgress not found")  # a notebook without widgets
-    import tqdm.auto
 from tqdm import tqdm
 
 

@@ -168,10 +168,10 @@ def check_run(model: MultiTaskModel, config: TrainingConfig) -> None:
         for name in getattr(config, setting):
             if name not in [task.name for task in model.tasks]:
                 raise ValueError(f"{setting} names {name!r}, expected tasks of the model")
-    dtype = next(model.parameters()).dtype
-    if dtype in (torch.float16, torch.bfloat16):
+    coarse = {parameter.dtype for parameter in model.parameters()} & {torch.float16, torch.bfloat16}
+    if coarse:
         remedy = "call model.float(); TrainingConfig(precision='bfloat16') is fast and keeps exact weights"
-        raise ValueError(f"the weights are {dtype}, too coarse for the small steps of training; {remedy}")
+        raise ValueError(f"the weights are {coarse.pop()}, too coarse for the small steps of training; {remedy}")
     if distributed.world() > 1 and BALANCING[config.balancing].needs_gradients:
         what = "which compares gradients of whole batches, expected another with several processes"
         raise ValueError(f"balancing is {config.balancing!r}, {what}")

@@ -312,7 +312,7 @@ def test_a_damaged_checkpoint_is_passed_over_unless_all_are(damage: Callable, ru
 def test_random_numbers_of_another_kind_of_device_are_not_needed(run, uninterrupted, stopped):
     path = max(stopped.iterdir())
     checkpoint = torch.load(path, weights_only=True)
-    checkpoint["state"]["random"]["mps"] = torch.zeros(44, dtype=torch.uint8)
+    checkpoint["state"]["random"]["mps"] = [torch.zeros(44, dtype=torch.uint8)]
     torch.save(checkpoint, path)
     path.rename(path.with_name(f"{path.name[:-15]}{sha256_of(path)[:12]}.pt"))
     again = run(stopped)

@@ -166,15 +166,12 @@ def test_texts_without_a_label_are_left_out(missing: object, sides):
     assert table.groupby("task")["texts"].first().to_dict() == {"topic": 200, "sentence_type": 300, "entities": 60}
     expected = evaluate(Stub(sides[1], TASKS[:1]), sides[0].iloc[100:], draws=50)
     pd.testing.assert_frame_equal(table[table["task"] == "topic"], expected)
+    nothing = truth.assign(entities=[[] for _ in range(300)])  # no entities: labelled all the same
+    table = evaluate(Stub(sides[1], TASKS[3:]), nothing, intervals=False)
+    assert table[["value", "texts"]].to_numpy().tolist() == [[0, 300]] * 3
     few = sides[0][["text", "sentiment"]]  # tasks without a column
     assert evaluate(Stub(sides[1]), few, draws=20)["task"].unique().tolist() == ["sentiment"]
     assert both(TASKS[0], (few, sides[1])) == ([], [])
-
-
-def test_a_text_without_entities_counts_as_labelled(sides):
-    truth = sides[0].assign(entities=[[] for _ in range(300)])
-    table = evaluate(Stub(sides[1], TASKS[3:]), truth, draws=20)
-    assert table[["value", "texts"]].to_numpy().tolist() == [[0, 300]] * 3
 
 
 def test_a_table_in_any_usual_form_scores_the_same(sides, tmp_path):
@@ -187,23 +184,21 @@ def test_a_table_in_any_usual_form_scores_the_same(sides, tmp_path):
         pd.testing.assert_frame_equal(evaluate(Stub(sides[1]), table, intervals=False), expected)
 
 
-def last_entities(value: object):
-    return lambda rows: rows.assign(entities=[*rows["entities"][:-1], value])
-
-
 REFUSED = {  # what is said: how the table is spoilt
-    "test: found 300 rows with the columns topic, sentence_type, .* expected some with text": lambda r: r.iloc[:, 1:],
-    "test: found 0 rows": lambda rows: rows[:0],
-    "found no label for topic, sentence_type, sentiment, entities in 300 rows": lambda rows: rows[["text"]],
-    "found no label for topic, .* expected some to compare": lambda r: r.assign(**{t.name: None for t in TASKS}),
-    r"row 7, column topic: found 2 of type int, expected text, one of business": lambda rows: rows.assign(
-        topic=["sports" if i != 7 else 2 for i in range(300)]
+    "test: found 300 rows with the columns topic, sentence_type, .* expected some with text": lambda t: t.iloc[:, 1:],
+    "test: found 0 rows": lambda t: t[:0],
+    "found no label for topic, sentence_type, sentiment, entities in 300 rows": lambda t: t[["text"]],
+    "found no label for topic, .* expected some to compare": lambda t: t.assign(**{task.name: None for task in TASKS}),
+    "row 0, column topic: found 2 of type int, expected text, one of business": lambda t: t.assign(
+        topic=[2, *t["topic"][1:]]
     ),
-    r"row 0, column topic: found 'sprots', .*'sports'\?": lambda rows: rows.assign(topic="sprots"),
-    r"row 299, column entities: found 'DATE', expected one of PER, ORG, LOC": last_entities([(0, 3, "DATE")]),
-    r"row 299, column entities: .*\[0, 99, 'PER'\]": last_entities([(0, 99, "PER")]),
-    r"row 299, column entities: found 'Ana=PER', expected .* in JSON": last_entities("Ana=PER"),
-    r"test: found .* of type list, expected a pandas DataFrame": lambda rows: [*rows["text"]],
+    r"row 0, column topic: found 'sprots', .*'sports'\?": lambda t: t.assign(topic="sprots"),
+    r"row 0, column entities: found 'DATE', expected one of PER, ORG, LOC": lambda t: t.assign(
+        entities='[[0, 3, "DATE"]]'
+    ),
+    r"row 0, column entities: .*\[0, 99, 'PER'\]": lambda t: t.assign(entities=[((0, 99, "PER"),)] * 300),
+    "row 0, column entities: found 'Ana=PER', expected .* in JSON": lambda t: t.assign(entities="Ana=PER"),
+    "test: found .* of type list, expected a pandas DataFrame": lambda t: [*t["text"]],
 }
 
 
@@ -280,14 +275,6 @@ def test_validation_weighs_each_label_the_same_however_batches_fall(model, short
     assert all(math.isnan(value) for scores in empty.values() for value in scores.values())
 
 
-def test_evaluate_is_repeatable_and_takes_a_real_model(model, short):
-    table = evaluate(model, short[:40], draws=20)
-    pd.testing.assert_frame_equal(table, evaluate(model, short[:40], draws=20))
-    assert set(table["task"]) == {task.name for task in TASKS}
-    right = model.predict(short["text"][:40])["topic"].to_numpy() == short["topic"][:40]
-    assert table.set_index(["task", "metric"]).at[("topic", "accuracy"), "value"] == pytest.approx(right.mean())
-
-
 # ------------------------------------------------------------------------------------------------------- per class
 
 
@@ -331,12 +318,6 @@ def test_the_bootstrap_interval_has_the_width_that_theory_gives():
     assert (value - low, high - value) == (pytest.approx(half, rel=0.1), pytest.approx(half, rel=0.1))
     assert bootstrap(np.mean, sample, draws=100) == bootstrap(np.mean, sample, draws=100, seed=0)
     assert bootstrap(np.mean, sample, draws=100, seed=1) != bootstrap(np.mean, sample, draws=100)
-
-
-def test_the_bootstrap_interval_covers_the_mean_about_as_often_as_it_says():
-    random = np.random.default_rng(2)
-    intervals = [bootstrap(np.mean, random.normal(size=100), draws=200, seed=i)[1:] for i in range(200)]
-    assert 0.89 <= np.mean([low <= 0 <= high for low, high in intervals]) <= 0.99
 
 
 def test_the_bootstrap_draws_the_same_rows_of_all_columns_and_takes_tables_of_counts():

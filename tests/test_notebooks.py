@@ -262,7 +262,9 @@ def small_course(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root / "notebooks" / "01_tiny.ipynb",
         v4.new_markdown_cell("# What is $x^2$?\n\nA square."),
         v4.new_code_cell("import os, sys\nprint('a')\nprint(os.environ['HF_HUB_OFFLINE'], sys.executable)"),
-        v4.new_code_cell("# alt: A rising line.\nimport matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"),
+        v4.new_code_cell(
+            "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()", metadata={"alt": "A rising line."}
+        ),
         v4.new_code_cell("six = 6", metadata={"tags": ["hide-input"]}),
     )
     assert course.main([], root) == 0
@@ -303,7 +305,7 @@ def test_saving_twice_changes_nothing(tmp_path: Path):
 
 INTERRUPTED = """
 from time import sleep
-from mtl_helpers.corpus import progress
+from mtl_helpers.progress import progress
 
 def stop_after(seconds):
     bar = progress(range(100), "working")

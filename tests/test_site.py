@@ -52,13 +52,13 @@ Three columns.
 """
 
 
-def figure(source: str, *tags: str, colour: str = "grey") -> nbformat.NotebookNode:
+def figure(source: str, *tags: str, colour: str = "grey", **more: object) -> nbformat.NotebookNode:
     """A cell with a figure among its outputs."""
     file = BytesIO()
     Image.new("RGB", (900, 300), colour).save(file, "PNG")
     data = {"image/png": b64encode(file.getvalue()).decode(), "text/plain": "<Figure>"}
     output = v4.new_output("display_data", data)
-    return v4.new_code_cell(source, execution_count=1, outputs=[output], metadata={"tags": list(tags)})
+    return v4.new_code_cell(source, execution_count=1, outputs=[output], metadata={"tags": list(tags)} | more)
 
 
 def write_notebook(path: Path, *cells: nbformat.NotebookNode) -> None:
@@ -76,7 +76,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root / "notebooks" / "00_write_up.ipynb",
         prose("# The write-up\n\nWhat is the question?", metadata={"tags": ["slide"]}),
         prose("## The loss\n\n$$\\mathcal{L} = \\sum_t w_t \\ell_t$$\n\nSee [one](01_one.ipynb#What-is-it?)."),
-        figure("# alt: Four lines. The lowest\n# falls to a half.\nplot(rows)", "hide-input", "slide"),
+        figure("plot(rows)", "hide-input", "slide", alt="Four lines. The lowest falls to a half."),
         prose("Read it from the left; $x^2$.", metadata={"tags": ["slide-more"]}),
         v4.new_code_cell("show(table)", outputs=[table], execution_count=2, metadata={"tags": ["slide"]}),
         prose("## Cheat sheet\n\n### Few labels\n\nLess."),
@@ -173,7 +173,7 @@ def test_folded_cells_and_tables(small: Path):
 def test_alternative_texts(small: Path):
     image = soup(small / "_site" / "notebooks" / "00_write_up.html").select_one(".cell_output img")
     assert image["alt"] == "Four lines. The lowest falls to a half."
-    cells = [figure("# alt: One.\n# alt: Two.\nplot()"), figure("plot()")]
+    cells = [figure("plot()", alt=["One.", "Two."]), figure("plot()")]
     cells[0].outputs += figure("").outputs
     cells[1].outputs[0].metadata["image/png"] = {"alt": "By display."}
     texts = [image.get("alt") for image in course.images(course.describe(v4.new_notebook(cells=cells)))]

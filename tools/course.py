@@ -11,7 +11,6 @@ import argparse
 import io
 import math
 import os
-import re
 import sys
 import time
 from base64 import b64decode, b64encode
@@ -35,7 +34,6 @@ SECONDS_PER_CELL = 600
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 UNSET = ("TQDM_DISABLE", "MPLBACKEND", "COLUMNS")  # a user's settings that would change what the cells show
 FOLDERS = ("notebooks", "notebooks/appendix", "notebooks/solutions")
-ALT = re.compile(r"^# alt: (.+(?:\n# (?!alt: ).+)*)", re.MULTILINE)
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -62,9 +60,10 @@ def images(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def describe(notebook: NotebookNode) -> NotebookNode:
-    """Gives figures the alternative texts that their cells hold as comments, `# alt: ...`, one a figure; in place."""
+    """Gives figures the alternative texts in their cell's metadata, ``alt``: one text, or a list of them; in place."""
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
-        texts = [" ".join(text.split("\n# ")) for text in ALT.findall(cell.source)]
+        alt = cell.metadata.get("alt", [])
+        texts = [alt] if isinstance(alt, str) else alt
         for image, text in zip(images(NotebookNode(cells=[cell])), texts, strict=False):
             image["alt"] = text
     return notebook
