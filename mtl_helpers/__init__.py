@@ -1,40 +1,39 @@
 """A thin package behind a notebook course on multi-task learning with sentence transformers.
 
 Read the modules in the order in which the course meets them: tasks, corpus, public, minilm, encoder, multitask,
-evaluation, freezing, balancing, training, sweeps; figures holds the house style.
+evaluation, freezing, balancing, training, sweeps; figures holds the house style. What is served without torch: serving,
+predictor, service; export writes it.
 """
 
-import warnings
+from importlib import import_module
 
-with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message="IProgress not found")  # a notebook without widgets
-    import tqdm.auto  # noqa: F401
+_HOMES = {
+    "TASKS": "tasks",
+    "CorpusError": "corpus",
+    "History": "training",
+    "MultiTaskModel": "multitask",
+    "SentenceEncoder": "encoder",
+    "Task": "tasks",
+    "TaskSampling": "balancing",
+    "TrainingConfig": "training",
+    "evaluate": "evaluation",
+    "fit": "training",
+    "freeze": "freezing",
+    "load_challenge": "corpus",
+    "load_corpus": "corpus",
+    "load_pairs": "corpus",
+    "load_public": "public",
+    "trainable_summary": "freezing",
+}
+__all__ = list(_HOMES)
 
-from .balancing import TaskSampling
-from .corpus import CorpusError, load_challenge, load_corpus, load_pairs
-from .encoder import SentenceEncoder
-from .evaluation import evaluate
-from .freezing import freeze, trainable_summary
-from .multitask import MultiTaskModel
-from .public import load_public
-from .tasks import TASKS, Task
-from .training import History, TrainingConfig, fit
 
-__all__ = [
-    "TASKS",
-    "CorpusError",
-    "History",
-    "MultiTaskModel",
-    "SentenceEncoder",
-    "Task",
-    "TaskSampling",
-    "TrainingConfig",
-    "evaluate",
-    "fit",
-    "freeze",
-    "load_challenge",
-    "load_corpus",
-    "load_pairs",
-    "load_public",
-    "trainable_summary",
-]
+def __getattr__(name: str) -> object:
+    """Load a name's module when the name is first used: importing the package alone costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .tasks import IGNORE, TASKS, Span, Task
+from .tasks import IGNORE, TASKS, Span, Task, trim_offsets
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 SPLITS = ("train", "validation", "test")
@@ -273,8 +273,11 @@ def tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_lengt
     if not texts:
         return []
     encoded = tokenizer(texts, truncation=True, max_length=max_length, return_offsets_mapping=True)
-    columns = zip(encoded["input_ids"], encoded["offset_mapping"], encoded.encodings, strict=True)
-    return [{"input_ids": i, "offsets": o, "complete": not e.overflowing} for i, o, e in columns]
+    columns = zip(texts, encoded["input_ids"], encoded["offset_mapping"], encoded.encodings, strict=True)
+    return [
+        {"input_ids": ids, "offsets": trim_offsets(text, offsets), "complete": not encoding.overflowing}
+        for text, ids, offsets, encoding in columns
+    ]
 
 
 def make_examples(

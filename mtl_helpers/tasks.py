@@ -6,6 +6,8 @@ I- continues it, O is outside. All subwords of a span are labelled, the first wi
 no subword is thrown away, and a span that starts or ends inside a word ("Zsófia's") comes back exactly.
 """
 
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,11 +22,12 @@ class Task:
 
     Args:
         name: column of the corpus and key of the model's outputs.
-        labels: the label names; for a token task the entity types, without B- and I-.
+        labels: the label names, strings in a fixed order; for a token task the entity types, without B- and I-.
         level: "sentence" (one label per text) or "token" (labelled spans).
 
     Raises:
-        ValueError: no name, no labels, a repeated or empty label, an unknown level.
+        ValueError: no name, no labels, a repeated or empty label, one that is no string or has spaces at its ends,
+            a set (which has no order), an unknown level.
     """
 
     name: str
@@ -32,18 +35,22 @@ class Task:
     level: Literal["sentence", "token"] = "sentence"
 
     def __post_init__(self) -> None:
-        if isinstance(self.labels, str):
-            raise ValueError(f"task {self.name!r}: labels is {self.labels!r}, expected a tuple of labels")
-        object.__setattr__(self, "labels", tuple(self.labels))
-        fewest = 2 if self.level == "sentence" else 1
         if self.level not in ("sentence", "token"):
             raise ValueError(f"task {self.name!r}: level is {self.level!r}, expected 'sentence' or 'token'")
-        if not self.name.isidentifier() or self.name in ("id", "text", "split"):
+        if not isinstance(self.name, str) or not self.name.isidentifier() or self.name in ("id", "text", "split"):
             raise ValueError(f"task name {self.name!r}: expected a Python identifier other than id, text, split")
-        if len(self.labels) < fewest or len(set(self.labels)) < len(self.labels) or "" in self.labels:
-            raise ValueError(
-                f"task {self.name!r}: expected {fewest} or more different, non-empty labels, found {self.labels}"
-            )
+        if not isinstance(self.labels, Sequence) or isinstance(self.labels, str | bytes):
+            raise ValueError(f"task {self.name!r}: labels is {self.labels!r}, expected a tuple of labels")
+        object.__setattr__(self, "labels", tuple(self.labels))
+        for label in self.labels:
+            if not isinstance(label, str) or label != label.strip() or not label:
+                expected = "a non-empty string without spaces at its ends; numbers are written as text: '1'"
+                raise ValueError(
+                    f"task {self.name!r}: label {label!r} of type {type(label).__name__}, expected {expected}"
+                )
+        fewest = 2 if self.level == "sentence" else 1
+        if len(self.labels) < fewest or len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"task {self.name!r}: expected {fewest} or more different labels, found {self.labels}")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -105,6 +112,39 @@ class Task:
             previous = current
         return [tuple(span) for span in spans]
 
+
+def trim_offsets(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Where each token begins and ends for a reader: tokenizers differ in what they count as a token's own.
+
+    White space at the ends of a token is cut off (byte-level and SentencePiece tokenizers count the space before a
+    word). Marks, variation selectors and format characters (Unicode categories M and Cf) that no token covers are
+    added to the token before them: a tokenizer that drops an accent would otherwise shorten the word.
+
+    Args:
+        text: what was tokenised.
+        offsets: (start, end) in characters for each token; start == end for special tokens.
+
+    Returns:
+        The same for each token, in the same order.
+    """
+    trimmed = []
+    for start, end in offsets:
+        while start < end and text[start].isspace():
+            start += 1
+        while start < end and text[end - 1].isspace():
+            end -= 1
+        trimmed.append((start, end))
+    if text.isascii():
+        return trimmed
+    covered = {i for start, end in trimmed for i in range(start, end)}
+    for n, (start, end) in enumerate(trimmed):
+        while start < end < len(text) and end not in covered and unicodedata.category(text[end]) in _UNCOVERED:
+            end += 1
+        trimmed[n] = start, end
+    return trimmed
+
+
+_UNCOVERED = ("Mn", "Mc", "Me", "Cf")
 
 TASKS = (
     Task("topic", ("business", "entertainment", "health", "politics", "sports", "technology")),
