@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from . import distributed
+
 
 class Checkpoints:
     """The last two states of a run in a directory, each a single safetensors file that is whole or refused.
@@ -30,7 +32,7 @@ class Checkpoints:
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict) -> None:
         """Write the state before step number `step` and delete the last but two."""
-        if self.directory is None:
+        if self.directory is None or distributed.rank():
             return
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         text = json.dumps({"step": step, "identity": self.identity, **state})

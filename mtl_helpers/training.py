@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from transformers import PreTrainedConfig
 
+from . import distributed
 from .balancing import BALANCING, CLASS_BALANCE, LossBalance, TaskSampling, class_criterion
 from .checkpoints import Checkpoints
 from .corpus import collate, length_batches, make_examples, progress
@@ -254,9 +255,10 @@ def train_step(
         FloatingPointError: a loss or a gradient that is not finite; nothing has been changed then.
     """
     counts = [{name: int((codes != IGNORE).sum()) for name, codes in batch["labels"].items()} for batch in batches]
-    totals = {name: sum(count[name] for count in counts) for name in counts[0]}
+    device = next(model.parameters()).device
+    totals = distributed.summed({name: sum(count[name] for count in counts) for name in counts[0]}, device)
     balance = balance or make_balance(model, config)
-    losses: Counter[str] = Counter()
+    losses: Counter[str] = Counter(dict.fromkeys(totals, 0.0))
     for batch, count in zip(batches, counts, strict=True):
         with autocast(next(model.parameters()).device, _precision(model, config)):
             logits = model(balance.open(model, batch))
@@ -265,11 +267,14 @@ def train_step(
             if count.get(name):
                 parts[name] = loss * (count[name] / totals[name])
                 losses[name] += parts[name].item()
-                if not math.isfinite(losses[name]):
-                    optimizer.zero_grad()
-                    raise FloatingPointError(f"the loss of task {name!r} is {losses[name]}")
         if parts:
             balance.backward(parts)
+    losses = {name: loss for name, loss in distributed.summed(losses, device).items() if totals[name]}
+    for name, loss in losses.items():
+        if not math.isfinite(loss):
+            optimizer.zero_grad()
+            raise FloatingPointError(f"the loss of task {name!r} is {loss}")
+    distributed.sum_gradients(p for group in optimizer.param_groups for p in group["params"])
     norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], config.max_norm)
     if not torch.isfinite(norm):
         optimizer.zero_grad()
@@ -366,6 +371,11 @@ def fit(
         KeyboardInterrupt: with word of what the model holds and how to go on.
     """
     config = config or TrainingConfig()
+    distributed.start()
+    if distributed.world() > 1 and BALANCING[config.balancing].needs_gradients:
+        raise ValueError(
+            f"balancing is {config.balancing!r}, which compares gradients of whole batches: one process only"
+        )
     examples, held_out = _read_labels(model, train, "train"), _read_labels(model, validation, "validation")
     for field_name in ("task_weights", "class_balance"):
         for name in getattr(config, field_name):
@@ -379,7 +389,7 @@ def fit(
     optimizer, balance = make_optimizer(model, config), make_balance(model, config, examples)
     checkpoints = Checkpoints(directory, _identity(model, config, examples, held_out))
     history, best, first = History(), None, 0
-    torch.manual_seed(config.seed)
+    distributed.same_start(model, config.seed)
     if found := checkpoints.load():
         history, best, first = _restore(model, optimizer, balance, *found)
     for part in (examples, held_out):
@@ -399,7 +409,10 @@ def fit(
             factor = learning_rate_factor(step, len(plan), config)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            batches = [collate([examples[i] for i in part], model.encoder.tokenizer.pad_token_id) for part in rows]
+            shares = [[examples[i] for i in distributed.own_rows(part)] for part in rows]
+            batches = [collate(share, model.encoder.tokenizer.pad_token_id) for share in shares]
+            for batch, part in zip(batches, rows, strict=True):
+                batch["labels"] = distributed.without_labels(batch["labels"], part)
             weights = balance.current()
             losses, norm = train_step(model, optimizer, batches, config, balance)
             history.steps.append(
@@ -540,10 +553,10 @@ def _state(
         moments = owner.state_dict()["state"] if owner else {}
         parts[part] = {f"{i}.{name}": tensor for i, values in moments.items() for name, tensor in values.items()}
     tensors = {f"{part}.{name}": tensor for part, members in parts.items() for name, tensor in members.items()}
-    tensors["random.cpu"] = torch.get_rng_state()
+    tensors["random.cpu"] = distributed.of_all(torch.get_rng_state())
     device = next(model.parameters()).device.type
     if device != "cpu":
-        tensors[f"random.{device}"] = getattr(torch, device).get_rng_state()
+        tensors[f"random.{device}"] = distributed.of_all(getattr(torch, device).get_rng_state())
     return tensors, {"history": asdict(history)}
 
 
@@ -565,7 +578,8 @@ def _restore(
         if owner:
             owner.load_state_dict({**owner.state_dict(), "state": dict(moments)})
     for device, numbers in parts["random"].items():
-        (torch if device == "cpu" else getattr(torch, device)).set_rng_state(numbers)
+        own = numbers[distributed.rank() % len(numbers)].clone()  # PyTorch would read the whole storage from its start
+        (torch if device == "cpu" else getattr(torch, device)).set_rng_state(own)
     return History(**state["history"]), parts["best"] or None, state["step"]
 
 
