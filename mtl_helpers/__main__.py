@@ -20,6 +20,7 @@ from typing import Literal
 import pandas as pd
 import torch
 
+from . import distributed, export, predictor, service
 from .corpus import SPLITS, CorpusError, load_corpus, read_rows
 from .encoder import SentenceEncoder, read_json, write_json
 from .evaluation import evaluate
@@ -141,6 +142,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("texts", metavar="TEXT", nargs="*", help="texts to label (default: the lines of standard input)")
     text = "csv: with a header; jsonl: one JSON object per line (default: %(default)s)"
     add("--format", choices=["csv", "jsonl"], default="csv", help=text)
+    predictor.add_arguments(add.__self__)
+
+    export.add_arguments(command("export", export.run, export.ABOUT, "write a model as ONNX, to serve it").__self__)
+    service.add_arguments(command("serve", service.run, service.ABOUT, "serve a model over HTTP").__self__)
     return parser
 
 
@@ -170,6 +175,8 @@ def guarded(command: Callable[[], None], *more: type[Exception]) -> int:
 
 def say(text: str) -> None:
     """A message for the user, beside the results."""
+    if distributed.rank():
+        return
     print(text, file=sys.stderr, flush=True)
 
 
@@ -178,6 +185,7 @@ def say(text: str) -> None:
 
 def run_train(options: argparse.Namespace) -> None:
     """Train, save, score."""
+    distributed.start()
     try:
         declared = [declare(text, "sentence") for text in options.task]
         declared += [declare(text, "token") for text in options.token_task]
@@ -197,6 +205,8 @@ def run_train(options: argparse.Namespace) -> None:
         history = fit(model, parts["train"], parts["validation"], config, output / "checkpoints")
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"{str(error) or 'stopped'} (here: give the same command again)") from error
+    if distributed.rank():
+        return
     model.save_pretrained(output)
     write_json(output / RUN, run)
     history.to_frame().to_csv(output / "history.csv", index=False)
@@ -223,6 +233,8 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 def run_predict(options: argparse.Namespace) -> None:
     """Label texts, some at a time."""
+    if options.output:
+        return predictor.run(options)
     model = MultiTaskModel.from_pretrained(options.model).to(device())
     texts = iter(options.texts) if options.texts else read_lines()
     if hasattr(sys.stdout, "reconfigure"):
@@ -297,9 +309,9 @@ def start_or_go_on(output: Path, path: Path, model: MultiTaskModel) -> dict:
         what = "belong to a run that started from other weights (another --backbone or --seed)"
         raise ValueError(f"{output / 'checkpoints'}: they {what}; delete them, or give another --output")
     output.mkdir(parents=True, exist_ok=True)
-    if not steps:
+    if not steps and not distributed.rank():
         write_json(output / RUN, now)
-    else:
+    elif steps:
         say(f"going on from step {int(steps[-1].stem.removeprefix('step-'))} ({steps[-1]})")
     return now
 
