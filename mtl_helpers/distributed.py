@@ -2,7 +2,7 @@
 
 Gradients are summed over processes (torch.distributed: gloo on CPUs, nccl on CUDA). DistributedDataParallel averages
 them, which is right only if all processes hold equally many labels of each task, and fails where a head has none. Here
-each loss is divided by the labels of all processes, and a gradient that is missing in one of them counts as zero.
+each loss is divided by the labels of all processes, and a gradient that is missing in some of them counts as zero.
 """
 
 import os
@@ -60,14 +60,20 @@ def summed(values: Mapping[str, float], device: torch.device) -> dict[str, float
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Each gradient becomes the sum over processes; one that is missing in this process counts as zero."""
+    """Each gradient becomes the sum over processes; one that is missing here counts as zero.
+
+    Where all lack it, it stays missing, so that Adam passes the parameter over as it does in a single process.
+    """
     if world() == 1:
         return
     parameters = list(parameters)
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    has = torch.tensor([p.grad is not None for p in parameters], dtype=pieces[0].dtype, device=pieces[0].device)
+    flat = torch.cat([has, *(piece.flatten() for piece in pieces)])
     dist.all_reduce(flat)
-    for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = gradient.view_as(parameter)
+    sums = flat[len(has) :].split([p.numel() for p in parameters])
+    for parameter, total, anywhere in zip(parameters, sums, flat[: len(has)].tolist(), strict=True):
+        parameter.grad = total.view_as(parameter) if anywhere else None
 
 
 def of_all(state: Tensor) -> Tensor:

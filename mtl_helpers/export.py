@@ -81,6 +81,8 @@ def export(folder: str | Path, int8: pd.DataFrame | None = None) -> pd.DataFrame
             write_json(new / SERVING, {**settings, "int8": gate, "sha256": hashes})
 
         write_onnx(model, new / FILES["fp32"])
+        describe()
+        check(model, ServedModel(new, "fp32"))
         for gentle in (False, True) if int8 is not None else ():
             quantise(new / FILES["fp32"], new / FILES["int8"], gentle)
             describe()
@@ -128,6 +130,20 @@ class Graph(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.model({"input_ids": input_ids, "attention_mask": attention_mask}).values())
+
+
+def check(model: MultiTaskModel, served: ServedModel) -> None:
+    """Raise ValueError if the graph doesn't answer as the model does, for batches and lengths it wasn't traced with."""
+    encodings, furthest = served.tokenize(["", "Behold!", "Ana Duarte flew to Oslo. " * 60]), 0.0
+    for encoding in encodings:
+        ids = torch.tensor([encoding.ids])
+        with torch.inference_mode():
+            alone = model({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        for ours, theirs in zip(served._run([encoding.ids] * 3), alone.values(), strict=True):
+            furthest = max(furthest, float(np.abs(ours - theirs.numpy()).max()))
+    if not furthest < 1e-3:
+        kind = model.encoder.backbone.config.model_type
+        raise ValueError(f"the exported {kind} gives other scores than the model (by {furthest:.2g}): can't be served")
 
 
 def quantise(fp32: Path, int8: Path, gentle: bool) -> None:

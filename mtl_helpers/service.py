@@ -27,7 +27,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .serving import ServedModel, cores
 
-MOST_TEXTS, MOST_CHARACTERS, MOST_BYTES = 256, 10_000, 1_048_576  # of a request, of a text, of a body
+MOST_TEXTS, MOST_CHARACTERS, MOST_BYTES = 256, 10_000, 2_621_440  # of a request, of a text, of a body
 MOST_WAITING = 512  # texts in the queue; a request that finds more is sent away
 HEAD_SECONDS, BODY_SECONDS = 10, 10  # for the head and for the body of a request to arrive
 UNSURE = 0.6  # answers of a lower probability are counted
@@ -168,7 +168,7 @@ async def read_texts(request: Request) -> list[str]:
             async for chunk in request.stream():
                 size += len(chunk)
                 body += chunk if size <= MOST_BYTES else b""
-                if size > 16 * MOST_BYTES:  # till then it is read and dropped: who is still sending sees no answer
+                if size > 8 * MOST_BYTES:  # till then it is read and dropped: who is still sending sees no answer
                     break
     except TimeoutError as error:
         raise HTTPException(408, f"the body took more than {BODY_SECONDS} seconds") from error
@@ -273,7 +273,7 @@ def run(options: argparse.Namespace) -> None:
     host = "localhost" if options.host in ("127.0.0.1", "0.0.0.0") else options.host
     where = f"http://{host}:{listener.getsockname()[1]}"
     print(f"serving {options.model} ({model.precision}) at {where} (Ctrl-C stops)", file=sys.stderr, flush=True)
-    more = {"access_log": False, "server_header": False, "limit_concurrency": 512, "timeout_graceful_shutdown": 25}
+    more = {"access_log": False, "server_header": False, "limit_concurrency": 256, "timeout_graceful_shutdown": 25}
     uvicorn.Server(uvicorn.Config(app, http=Impatient, log_config=None, **more)).run(sockets=[listener])
 
 

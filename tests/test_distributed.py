@@ -38,8 +38,10 @@ def test_two_processes_end_with_the_weights_of_one(folder: Path, one_thread: Non
     model, history = distributed_run.trained(folder, dropout=False)
     for rank in (0, 1):
         weights = load_file(folder / f"together-{rank}.safetensors")
-        furthest = max((weights[name] - tensor).abs().max().item() for name, tensor in model.state_dict().items())
-        assert furthest < 1e-5
+        for name, tensor in model.state_dict().items():
+            # The bias of the keys changes no answer: its gradient is rounding error, which Adam makes as long as any.
+            if not name.endswith("key.bias"):
+                assert (weights[name] - tensor).abs().max() < 1e-5, name
     ours, theirs = history.to_frame(), pd.read_csv(folder / "together.csv")
     pd.testing.assert_frame_equal(ours, theirs, rtol=1e-4, atol=1e-5)
 
