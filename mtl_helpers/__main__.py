@@ -10,7 +10,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -32,8 +32,11 @@ SETTINGS = {  # those of TrainingConfig that can be given, with its defaults
     "head_learning_rate": (float, 1e-3, "of the heads, at its peak"),
     "seed": (int, 0, "of the heads' first weights, the order of the batches and dropout"),
 }
-# More commands, {name: help}: each has a module of its name with a docstring, add_arguments(parser) and run(options).
-MODULES: dict[str, str] = {}
+# More commands, {name: (module, help)}: each module has ABOUT, add_arguments(parser) and run(options).
+MODULES = {
+    "export": ("export", "write a model as ONNX, to serve it"),
+    "serve": ("service", "serve a model over HTTP"),
+}
 
 PROGRAM = """Train one model for several labelling tasks at once on a CSV of yours, score it, use it.
 
@@ -84,7 +87,7 @@ Examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Wrong usage raises argparse's SystemExit with code 2."""
-    parser = make_parser()
+    parser = make_parser(sys.argv[1:] if arguments is None else arguments)
     options, rest = parser.parse_known_args(arguments)
     if options.command is None:
         parser.print_help(sys.stderr)
@@ -99,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     return guarded(lambda: options.run(options))
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The parser of the program and its commands."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m mtl_helpers", description=PROGRAM, formatter_class=raw)
@@ -137,10 +140,16 @@ def make_parser() -> argparse.ArgumentParser:
     add("texts", metavar="TEXT", nargs="*", help="texts to label (default: the lines of standard input)")
     text = "csv: with a header; jsonl: one JSON object per line (default: %(default)s)"
     add("--format", choices=["csv", "jsonl"], default="csv", help=text)
+    text = "label a Parquet file with a column text instead of TEXTs, and write the answers there; goes on where it was"
+    add("--output", metavar="FILE.parquet", help=text)
 
-    for name, short in MODULES.items():
-        module = import_module(f".{name}", __package__)
-        module.add_arguments(command(name, module.run, module.__doc__, short))
+    for name, (place, short) in MODULES.items():
+        if name in arguments:  # a module that isn't asked for isn't loaded: some take seconds
+            module = import_module(f".{place}", __package__)
+            command(name, module.run, module.ABOUT, short)
+            module.add_arguments(commands.choices[name])
+        else:
+            commands.add_parser(name, help=short)
     return parser
 
 
@@ -222,6 +231,10 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 def run_predict(options: argparse.Namespace) -> None:
     """Label texts, some at a time."""
+    if options.output:
+        from . import predictor
+
+        return predictor.run(options)
     from .multitask import MultiTaskModel
     from .runtime import device
 

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from transformers.utils import logging
-
 SETTINGS = "encoder.json"  # written last: the hashes of the weights that belong together
 
 
@@ -86,6 +84,8 @@ def sha256_of(path: Path) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars and load reports from transformers."""
+    from transformers.utils import logging  # here, since a server needs this module and not that library
+
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()

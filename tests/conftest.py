@@ -1,9 +1,10 @@
 """What several test files share: the corpus, the real encoder, and a tiny random model of each family."""
 
 import json
+import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network; read when huggingface_hub is imported
@@ -17,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers, processors, trainers
 
 from mtl_helpers import MultiTaskModel, SentenceEncoder, load_corpus
+from mtl_helpers.export import export
 from mtl_helpers.minilm import find_minilm
 
 settings.register_profile("course", max_examples=40, deadline=None, derandomize=True, database=None)
@@ -174,3 +176,29 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, family_dirs: dict[str, Path]) -> Callable[[str], Path]:
+    """Function of a family: the folder of a saved and exported model, each family with another pooling or head."""
+    settings = {
+        "bert": ({"pooling": "mean"}, "linear"),
+        "distilbert": ({"pooling": "cls"}, "mlp"),
+        "roberta": ({"pooling": "max", "projection": 16}, "linear"),
+        "mpnet": ({"pooling": "weighted"}, "linear"),
+        "electra": ({"pooling": "last_layers", "max_length": 30}, "mlp"),
+    }
+    logging.getLogger("torch.__trace").propagate = False  # 100,000 lines, which pytest would keep
+    folders: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in folders:
+            torch.manual_seed(1)
+            how, head = settings[family]
+            path = tmp_path_factory.mktemp("exported") / family
+            MultiTaskModel(SentenceEncoder.from_pretrained(family_dirs[family], **how), head=head).save_pretrained(path)
+            export(path)
+            folders[family] = path
+        return folders[family]
+
+    return folder

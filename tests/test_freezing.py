@@ -77,14 +77,14 @@ def test_every_parameter_belongs_to_one_part(any_model):
 def test_each_strategy_opens_its_parts_or_says_that_it_needs_layers(any_model):
     kind, layered = any_model.encoder.backbone.config.model_type, has_layers(any_model)
     without_bias = {part for part, own in parameters_by_part(any_model).items() if not any("bias" in n for n in own)}
-    for strategy, parts in EXPECTED.items():
+    for strategy, opened in EXPECTED.items():
         if strategy in LAYERED and not layered:
             use(any_model, "backbone")
             with pytest.raises(ValueError, match=f"needs layers.*{kind}"):
                 use(any_model, strategy)
             assert training_parts(any_model) == EXPECTED["backbone"]  # as before
             continue
-        expected = parts if layered else parts - {"layer 1", "layer 2", "layer 3"}
+        expected = opened if layered else opened - {"layer 1", "layer 2", "layer 3"}
         if strategy == "lora" and not layered:
             expected = expected | {"embeddings"}  # which here are all of the backbone
         if strategy == "bias_only":

@@ -148,11 +148,11 @@ def test_a_setting_of_any_kind_is_found_again(values: list):
 
 def test_metrics_are_filed_by_name_and_those_not_at_hand_stay_empty(results, monkeypatch):
     rows = {"mean": {"f1": 0.25, "loss": 1.5}, "max": {"loss": 2.5, "f1": 0.5}}
-    found = sweep("s", GRID, lambda pooling, **_: rows[pooling], seeds=[0])
-    assert found[["f1", "loss"]].to_numpy().tolist() == [[0.25, 1.5], [0.5, 2.5]]
+    rows_of = sweep("s", GRID, lambda pooling, **_: rows[pooling], seeds=[0])
+    assert rows_of[["f1", "loss"]].to_numpy().tolist() == [[0.25, 1.5], [0.5, 2.5]]
     del rows["max"]["loss"], rows["mean"]["f1"]
-    found = sweep("s", GRID, lambda pooling, **_: rows[pooling], seeds=[0, 1])
-    assert found["f1"].isna().tolist() == [False, True, False, False]
+    rows_of = sweep("s", GRID, lambda pooling, **_: rows[pooling], seeds=[0, 1])
+    assert rows_of["f1"].isna().tolist() == [False, True, False, False]
     monkeypatch.setenv("MTL_RERUN", "all")
     sweep("s", GRID, lambda pooling, **_: rows[pooling], seeds=[0, 1])  # compares what it could measure
     monkeypatch.delenv("MTL_RERUN")
