@@ -3,7 +3,7 @@
 Read the modules in the order in which the course meets them, each imports only those before it: tasks, tables,
 csv_file, corpus, progress, batches, runtime, folders, minilm, backbones, modules_json, encoder, multitask, intervals,
 evaluation, freezing, features, checks, sampling, balancing, imbalance, settings, history, distributed, optimization,
-checkpoints, training, own_tasks, console.
+checkpoints, training; around them own_tasks, serving, predictor, service, export, console.
 """
 
 import warnings

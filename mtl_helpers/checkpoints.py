@@ -85,8 +85,7 @@ class Checkpoints:
     def __init__(self, directory: str | Path | None, identity: dict) -> None:
         self.directory = None if directory is None else Path(directory).expanduser()
         self.identity = json.loads(json.dumps(identity))
-        same = json.loads(json.dumps(identity), parse_int=float)  # 1 and 1.0 are one setting, whatever the order
-        self.name = f"run-{hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:8]}"
+        self.name = run_name(self.identity)
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)  # what can't be written is noticed before training
 
@@ -179,10 +178,17 @@ def identity(model: MultiTaskModel, config: TrainingConfig, first_weights: str, 
     }
 
 
-def start_weights(model: MultiTaskModel) -> str:
-    """Fingerprint of the weights a run starts from; a model that `fit` has left starts from where it started then."""
-    now, (left, started) = fingerprint_of(model), getattr(model, "left_by_fit", ("", ""))
-    return started if now == left else now
+def same_run(model: MultiTaskModel, identity: dict) -> dict:
+    """The identity of a run; for a model that `fit` has left in the middle of this very run, with its weights then."""
+    left, run, first_weights = getattr(model, "left_by_fit", (None, None, None))
+    before = identity | {"the first weights": first_weights}
+    return before if left == identity["the first weights"] and run_name(before) == run else identity
+
+
+def run_name(identity: dict) -> str:
+    """What the names of a run's files begin with."""
+    same = json.loads(json.dumps(identity), parse_int=float)  # 1 and 1.0 are one setting, whatever the order
+    return f"run-{hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:8]}"
 
 
 def fingerprint_of(model: nn.Module) -> str:

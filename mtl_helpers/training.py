@@ -18,7 +18,7 @@ import torch
 from . import distributed
 from .balancing import BALANCING
 from .batches import length_batches
-from .checkpoints import Checkpoints, Run, fingerprint_of, identity, start_weights
+from .checkpoints import Checkpoints, Run, fingerprint_of, identity, same_run
 from .evaluation import validate
 from .features import hidden_source
 from .freezing import thaw, unwrapped
@@ -66,8 +66,8 @@ def fit(
     plan = [epoch_batches(examples, config, epoch) for epoch in range(1, config.epochs + 1)]
     thaw(model, epoch=1)
     run = Run(model, make_optimizer(model, config), make_balance(model, config, examples))
-    first_weights = start_weights(model) if directory else ""
-    checkpoints = Checkpoints(directory, identity(model, config, first_weights, examples, held_out))
+    whose = identity(model, config, fingerprint_of(model) if directory else "", examples, held_out)
+    checkpoints = Checkpoints(directory, same_run(model, whose))
     checkpoints.resume(run)
     try:
         train_epochs(run, plan, examples, held_out, config, checkpoints, cache)
@@ -78,7 +78,8 @@ def fit(
             model.load_state_dict(run.kept)
         model.eval()
         if directory:
-            model.left_by_fit = fingerprint_of(model), first_weights
+            first_weights = checkpoints.identity["the first weights"]
+            model.left_by_fit = fingerprint_of(model), checkpoints.name, first_weights
     return run.history
 
 

@@ -37,7 +37,7 @@ if __name__ == "__main__":
     whole, _ = trained(folder, True, folder / "checkpoints")
     torch.distributed.barrier()
     if distributed.rank() == 0:
-        sorted((folder / "checkpoints").glob("step-*"))[-1].unlink()  # as if it had been killed before
+        sorted((folder / "checkpoints").glob("*-step-*.pt"))[-1].unlink()  # as if it had been killed before
     torch.distributed.barrier()
     resumed, _ = trained(folder, True, folder / "checkpoints")
     same = all(

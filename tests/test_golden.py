@@ -22,5 +22,6 @@ def test_no_bit_has_changed(monkeypatch):
     runs = list(zip(golden.BALANCING, itertools.cycle(golden.STRATEGIES), itertools.repeat(False)))
     monkeypatch.setattr(golden, "product", lambda *_: runs)
     fingerprints = golden.golden()
-    assert len(fingerprints) > len(runs)
-    assert {name: recorded["fingerprints"][name] for name in fingerprints} == fingerprints
+    compared = fingerprints.keys() & recorded["fingerprints"].keys()
+    assert len(compared) > 2 * len(runs)
+    assert [name for name in compared if fingerprints[name] != recorded["fingerprints"][name]] == []

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from mtl_helpers import TASKS, fit
 from mtl_helpers.imbalance import CLASS_BALANCE, adjusted_loss, class_criterion, class_weights, focal_loss, oversample
+from mtl_helpers.optimization import make_optimizer, train_step
 from mtl_helpers.tasks import IGNORE
 
 pytest_plugins = ["training_fixtures"]
@@ -129,6 +130,13 @@ def test_fit_counts_the_classes_of_the_training_rows_alone(build, partly, valida
     assert counted["effective"][1::2] == [begun[label] for label in TASKS[3].labels]  # classes B-PER, B-ORG, B-LOC
     codes = [code for example in model.examples(partly) for code in example["labels"]["entities"]]
     assert sum(counted["effective"]) == sum(code != IGNORE for code in codes)
+
+
+@pytest.mark.parametrize("kind", CLASS_BALANCE)
+def test_a_step_that_is_given_no_balance_has_no_classes_to_count(kind: str, model, full):
+    config = replace(CONFIG, class_balance={"topic": kind})
+    losses, _ = train_step(model, make_optimizer(model, config), model.batch(model.examples(full)), config)
+    assert set(losses) == set(NAMES) and all(map(math.isfinite, losses.values()))
 
 
 def test_class_balance_changes_what_is_trained_and_not_what_is_measured(build, full, validation):
