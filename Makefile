@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help course site report slides test lab lint clean
+.PHONY: help course site report slides test quick lab lint clean
 
 help:
 	@echo "make course   install, execute every notebook, build the site with what they show: _site/index.html"
@@ -10,6 +10,7 @@ help:
 	@echo "make report   print the story and the appendix of the site: _site/report.pdf, appendix.pdf (Chromium)"
 	@echo "make slides   ten slides from the write-up: _site/slides.html, and slides.pdf if Chromium is there"
 	@echo "make test     install, check the style, run all tests (the notebooks included)"
+	@echo "make quick    the same without the notebooks"
 	@echo "make lab      install, open the notebooks in JupyterLab"
 	@echo "make lint     format and check the code without running it"
 	@echo "make clean    delete .venv, _build, _site and caches"
@@ -42,8 +43,14 @@ test: .venv/.installed
 	@echo "checking the style"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@echo "running the tests"
-	@$(BIN)/python -m pytest
+	@echo "running the tests, two at a time, each on one thread"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+quick: .venv/.installed
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo "running the tests without the notebooks and the browser"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/test_notebooks.py --ignore tests/test_site.py
 
 lab: .venv/.installed
 	@echo "starting JupyterLab (Ctrl-C twice stops it)"
