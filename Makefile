@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help course site report slides test quick lab lint clean
+.PHONY: help course site report slides test quick lab serve lint clean
 
 help:
 	@echo "make course   install, execute every notebook, build the site with what they show: _site/index.html"
@@ -12,6 +12,7 @@ help:
 	@echo "make test     install, check the style, run all tests (the notebooks included)"
 	@echo "make quick    the same without the notebooks"
 	@echo "make lab      install, open the notebooks in JupyterLab"
+	@echo "make serve    install, serve a model on this machine (the first time it is trained, about two minutes)"
 	@echo "make lint     format and check the code without running it"
 	@echo "make clean    delete .venv, _build, _site and caches"
 	@echo "PYTHON=python3.13 after any of them picks the interpreter (3.11 or later)"
@@ -55,6 +56,15 @@ quick: .venv/.installed
 lab: .venv/.installed
 	@echo "starting JupyterLab (Ctrl-C twice stops it)"
 	@$(BIN)/jupyter lab notebooks
+
+out/served/model.onnx: | .venv/.installed
+	@echo "training a model for one epoch, once; python -m mtl_helpers train makes a better one"
+	@$(BIN)/python -m mtl_helpers train data/sentences.csv --output out/served --epochs 1
+	@$(BIN)/python -m mtl_helpers export out/served
+	@rm -rf out/served/checkpoints
+
+serve: out/served/model.onnx
+	@$(BIN)/python -m mtl_helpers serve out/served
 
 lint: .venv/.installed
 	@$(BIN)/ruff format .

@@ -76,7 +76,10 @@ def change_source(app: Sphinx, name: str, content: list[str]) -> None:
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
                 cell.source = relinked(cell.source, folder, app)
-            elif cell.metadata.get("jupyter", {}).get("source_hidden"):
+            for data in (output.get("data", {}) for output in cell.get("outputs", [])):
+                if "text/markdown" in data:  # text with numbers that code has filled in
+                    data["text/markdown"] = relinked(data["text/markdown"], folder, app)
+            if cell.metadata.get("jupyter", {}).get("source_hidden"):
                 cell.metadata["tags"] = sorted({*cell.metadata.get("tags", []), "hide-input"})
         if (Path(app.srcdir).parent.parent / folder / path.name).exists():  # not a section of the write-up
             title, line, rest = notebook.cells[0].source.partition("\n")
