@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help course report test lab lint clean
+.PHONY: help course report test lab serve lint clean
 
 help:
 	@echo "make course   install, execute every notebook, render them into _site/"
 	@echo "make report   put the committed notebooks into _site/report.html, and a PDF if Chromium is there"
 	@echo "make test     install, check the style, run all tests (the notebooks included)"
 	@echo "make lab      install, open the notebooks in JupyterLab"
+	@echo "make serve    install, serve a model on this machine (the first time it is trained, about two minutes)"
 	@echo "make lint     format and check the code without running it"
 	@echo "make clean    delete .venv, _site and caches"
 	@echo "PYTHON=python3.13 after any of them picks the interpreter (3.11 or later)"
@@ -40,6 +41,15 @@ test: .venv/.installed
 lab: .venv/.installed
 	@echo "starting JupyterLab (Ctrl-C twice stops it)"
 	@$(BIN)/jupyter lab notebooks
+
+out/served/model.onnx: | .venv/.installed
+	@echo "training a model for one epoch, once; python -m mtl_helpers train makes a better one"
+	@$(BIN)/python -m mtl_helpers train data/sentences.csv --output out/served --epochs 1
+	@$(BIN)/python -m mtl_helpers export out/served
+	@rm -rf out/served/checkpoints
+
+serve: out/served/model.onnx
+	@$(BIN)/python -m mtl_helpers serve out/served
 
 lint: .venv/.installed
 	@$(BIN)/ruff format .
