@@ -3,12 +3,13 @@
 #   deploy/try_image.sh out/model
 # The base image is made by debootstrap and stored under the name that the Dockerfile asks for; packages are downloaded
 # by this machine's pip, whatever its settings, and given to the build. Prints one line of JSON with what was measured.
-# Exit codes: 0 fine, 77 a tool is missing (named), 1 anything else.
+# Exit codes: 0 fine, 77 a tool or the network is missing (says which), 1 anything else.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=${1:?"the folder of an exported model below this repository, such as out/model"}
 image=localhost/mtl-serve work=$(mktemp -d) name=mtl-try-$$ port=${PORT:-8765} python=${PYTHON:-python3}
 say() { echo "try_image: $*" >&2; }
+skip() { say "skipped: $*"; exit 77; }
 finish() {
     podman kill "$name" >/dev/null 2>&1 || true
     podman rm -f "$name" >/dev/null 2>&1 || true
@@ -17,9 +18,9 @@ finish() {
 trap finish EXIT
 
 for tool in buildah podman runc debootstrap; do
-    command -v "$tool" >/dev/null || { say "skipped: $tool is not installed"; exit 77; }
+    command -v "$tool" >/dev/null || skip "$tool is not installed"
 done
-[ "$(id -u)" = 0 ] || { say "skipped: needs root"; exit 77; }
+[ "$(id -u)" = 0 ] || skip "needs root"
 version=$(/usr/bin/python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 base=docker.io/library/python:$version-slim
 if ! buildah inspect --type image "$base" >/dev/null 2>&1; then
@@ -28,7 +29,7 @@ if ! buildah inspect --type image "$base" >/dev/null 2>&1; then
     release=$(. /etc/os-release && echo "$VERSION_CODENAME")
     mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | grep -v security | head -1)
     debootstrap --variant=minbase --include=python3-venv,python-is-python3,ca-certificates \
-        "$release" "$work/root" "$mirror" >"$work/log" 2>&1 || { tail -5 "$work/log" >&2; exit 1; }
+        "$release" "$work/root" "$mirror" >"$work/log" 2>&1 || skip "debootstrap got no packages: $(tail -1 "$work/log")"
     rm -rf "$work"/root/var/cache/apt/*.bin "$work"/root/var/cache/apt/archives/*.deb "$work"/root/var/lib/apt/lists/*
     container=$(buildah from scratch)
     buildah add -q "$container" "$work/root" / >/dev/null
@@ -42,7 +43,7 @@ import tomllib
 print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["serve"], sep="\n")
 PYTHON
 "$python" -m pip download -qqq --disable-pip-version-check --only-binary :all: --python-version "$version" \
-    -c requirements.lock -r "$work/serve.txt" -d "$work/wheels"
+    -c requirements.lock -r "$work/serve.txt" -d "$work/wheels" || skip "pip got no packages"
 printf '[global]\nno-index = true\nfind-links = /wheels\n' >"$work/pip.conf"
 
 say "building $image"
