@@ -30,7 +30,7 @@ def replacing(directory: str | Path) -> Iterator[Path]:
             for path in Path(folder).rglob("*.safetensors"):
                 path.chmod(0o666 & ~umask)  # safetensors writes files that nobody else may read
             names = [path.relative_to(folder) for path in Path(folder).rglob("*") if path.is_file()]
-            for name in sorted(names, key=lambda name: name.name in (SETTINGS, "tasks.json")):
+            for name in sorted(names, key=lambda name: name.name in (SETTINGS, "tasks.json", "serving.json")):
                 (directory / name).parent.mkdir(exist_ok=True)
                 os.replace(folder / name, directory / name)
     except Exception as error:

@@ -270,6 +270,7 @@ def run(options: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn ends by itself and then raises the signal again
     listener = socket.create_server((options.host, options.port), backlog=512)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else head and body of an answer wait 40 ms apart
     host = "localhost" if options.host in ("127.0.0.1", "0.0.0.0") else options.host
     where = f"http://{host}:{listener.getsockname()[1]}"
     print(f"serving {options.model} ({model.precision}) at {where} (Ctrl-C stops)", file=sys.stderr, flush=True)

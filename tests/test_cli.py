@@ -628,12 +628,12 @@ def test_what_is_repeated_here_to_be_fast_is_what_holds_elsewhere(capsys):
 def test_a_command_can_be_added_by_a_module(monkeypatch, capsys, tmp_path):
     """As `python -m mtl_helpers greet`: help, options, errors and exit codes as for the others."""
     (tmp_path / "greet.py").write_text(
-        '"""Say hello."""\n'
+        'ABOUT = "Say hello."\n'
         "def add_arguments(parser): parser.add_argument('name')\n"
         "def run(options): print('hello', options.name); int(options.name)\n"
     )
     monkeypatch.setattr("mtl_helpers.__path__", [*importlib.import_module("mtl_helpers").__path__, str(tmp_path)])
-    monkeypatch.setattr(program, "MODULES", {"greet": "say hello"})
+    monkeypatch.setattr(program, "MODULES", {"greet": ("greet", "say hello")})
     assert main(["greet", "7"]) == 0 and main(["greet", "you"]) == 1
     out, err = capsys.readouterr()
     assert out == "hello 7\nhello you\n" and err.startswith("error: invalid literal")

@@ -39,7 +39,7 @@ def test_a_person_gets_an_answer(exported: Callable[[str], Path]):
         page.click("button")
         page.wait_for_selector("#answer .problem")  # longer than the model reads
         page.goto(f"{url}/docs")
-        page.wait_for_function("document.getElementById('answer').textContent.includes('predictions')")
+        page.locator("#answer", has_text="predictions").wait_for()
         assert "POST /predict" in page.inner_text("#paths") and "503" in page.inner_text("#paths")
         browser.close()
     stop(server)

@@ -202,6 +202,15 @@ def test_slow_broken_and_vanished_clients_hold_nobody_up(running: SimpleNamespac
         assert raw(running.url, nonsense).recv(100).startswith(b"HTTP/1.1 400")
 
 
+def test_answers_over_one_connection_do_not_wait_for_acknowledgements(running: SimpleNamespace):
+    took = []
+    for _ in range(40):
+        start = time.perf_counter()
+        running.client.post("/predict", json={"texts": ["Behold!"]})
+        took.append(time.perf_counter() - start)
+    assert sorted(took[10:])[8] < 0.035  # with Nagle's algorithm all take 0.04 or more
+
+
 def test_requests_after_the_description_are_answered_as_described(running: SimpleNamespace):
     pytest.importorskip("schemathesis", reason="schemathesis is not installed")
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"

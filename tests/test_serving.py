@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import FAMILIES
 
 from mtl_helpers import MultiTaskModel
 from mtl_helpers import export as export_module
@@ -33,7 +32,7 @@ STRANGE = [
 
 
 def test_answers_are_those_of_predict(exported: Callable[[str], Path], subtests: pytest.Subtests):
-    for family in FAMILIES:
+    for family in ("bert", "distilbert", "roberta", "mpnet", "electra"):
         folder = exported(family)
         with subtests.test(family=family), warnings.catch_warnings(action="ignore"):
             model, served = MultiTaskModel.from_pretrained(folder), ServedModel(folder)
