@@ -19,8 +19,7 @@ def studies() -> dict[str, Study]:
         for m in pkgutil.iter_modules(package.__path__)
         if not m.name.startswith("__")
     ]
-    found = [module.STUDY for module in modules if hasattr(module, "STUDY")]
-    return {study.name: study for study in found}
+    return {module.STUDY.name: module.STUDY for module in modules if hasattr(module, "STUDY")}
 
 
 def work(job: tuple[str, dict]) -> tuple[dict, list[dict]]:
@@ -33,8 +32,10 @@ def work(job: tuple[str, dict]) -> tuple[dict, list[dict]]:
 def complete(study: Study, processes: int) -> None:
     """Run what a study lacks, several runs at a time."""
     missing = study.missing()
+    if not missing:
+        return
     context = multiprocessing.get_context("spawn")
-    with context.Pool(min(processes, max(1, len(missing)))) as pool:
+    with context.Pool(min(processes, len(missing))) as pool:
         done = pool.imap_unordered(work, [(study.name, run) for run in missing])
         for run, rows in progress(done, study.name, len(missing)):
             study.append(run, rows)

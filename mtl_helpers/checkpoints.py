@@ -161,7 +161,8 @@ class Checkpoints:
 
 def identity(model: MultiTaskModel, config: TrainingConfig, first_weights: str, *tables: list[dict]) -> dict:
     """{what: value} of everything that determines a run's result; names of several words stand for fingerprints."""
-    rows = [[[example["input_ids"], example["labels"]] for example in examples] for examples in tables]
+    keys = "input_ids", "labels", "gold"  # gold: spans that tokens can't express count when an epoch is scored
+    rows = [[[example[key] for key in keys] for example in examples] for examples in tables]
     backbone = model.encoder.backbone.config.to_dict()
     for name in ("_name_or_path", "transformers_version", "dtype"):  # what loading elsewhere or elsewhen would change
         backbone.pop(name, None)

@@ -179,7 +179,7 @@ def freeze(model: MultiTaskModel, strategy: str, **options: object) -> None:
     model.thaws, model.rates = {}, {}
     try:
         apply(model, **options)
-    except ValueError:
+    except Exception:  # peft has errors of its own
         for parameter, flag in zip(model.parameters(), before[0], strict=True):
             parameter.requires_grad_(flag)
         model.thaws, model.rates = before[1:]
