@@ -2,7 +2,10 @@
 
 import importlib
 import multiprocessing
+import os
 import pkgutil
+import threading
+from concurrent.futures import ProcessPoolExecutor, as_completed
 
 import torch
 
@@ -22,20 +25,29 @@ def studies() -> dict[str, Study]:
     return {module.STUDY.name: module.STUDY for module in modules if hasattr(module, "STUDY")}
 
 
-def work(job: tuple[str, dict]) -> tuple[dict, list[dict]]:
-    """One run, in a process of its own."""
+def begin() -> None:
+    """Set a process up: one thread, and an end with the process that started it, however that one ends."""
     torch.set_num_threads(1)
-    name, run = job
-    return run, studies()[name].measure(run)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def work(name: str, run: dict) -> list[dict]:
+    """One run, in a process of its own."""
+    return studies()[name].measure(run)
 
 
 def complete(study: Study, processes: int) -> None:
-    """Run what a study lacks, several runs at a time."""
+    """Run what a study lacks, several runs at a time.
+
+    Raises:
+        BrokenProcessPool: a process ended before its run did; the rows of the others are on file.
+    """
     missing = study.missing()
     if not missing:
         return
     context = multiprocessing.get_context("spawn")
-    with context.Pool(min(processes, len(missing))) as pool:
-        done = pool.imap_unordered(work, [(study.name, run) for run in missing])
-        for run, rows in progress(done, study.name, len(missing)):
-            study.append(run, rows)
+    with ProcessPoolExecutor(min(processes, len(missing)), context, begin) as pool:
+        runs = {pool.submit(work, study.name, run): run for run in missing}
+        for done in progress(as_completed(runs), study.name, len(runs)):
+            study.append(runs[done], done.result())

@@ -7,7 +7,6 @@ read, MTL_RERUN=all repeats them all, and both compare with the committed rows.
 
 import gzip
 import hashlib
-import io
 import json
 import os
 import random
@@ -40,7 +39,7 @@ class Study:
             row, or a list of them for several rows. A metric that it can't measure here (a data set is not at hand)
             is left out: its cell stays empty, and a repeated run compares the others. What stands under the key
             "predictions", one entry a test sentence, goes to `data/results/NAME.predictions.gz`.
-        seeds: run numbers, also the random seeds.
+        seeds: run numbers, also the random seeds; or a function that gives those of a setting.
         minutes: what the whole grid takes on one CPU core.
         tolerance: largest absolute difference of a metric that a repeated run may show. Columns called chosen_...
             are not compared: another number of threads can tip what validation chooses without moving a score.
@@ -51,14 +50,16 @@ class Study:
     question: str
     settings: Sequence[dict]
     experiment: Callable[..., dict | list[dict]]
-    seeds: Sequence[int] = tuple(range(8))
+    seeds: Sequence[int] | Callable[[dict], Sequence[int]] = tuple(range(8))
     minutes: float = 0.0
     tolerance: float = 0.01
 
     @property
     def runs(self) -> list[dict]:
         """All runs, seed by seed, so that a sweep that ends early has whole seeds."""
-        return [{**setting, "seed": seed} for seed in self.seeds for setting in self.settings]
+        of = self.seeds if callable(self.seeds) else lambda _: self.seeds
+        runs = [{**setting, "seed": seed} for setting in self.settings for seed in of(setting)]
+        return sorted(runs, key=lambda run: run["seed"])
 
     @property
     def path(self) -> Path:
@@ -129,7 +130,10 @@ class Study:
         return pd.concat([known[_key(run)].assign(**run) for run in runs], ignore_index=True)
 
     def predictions(self) -> Iterator[dict]:
-        """Settings and predictions of each run on file, in the order in which they ran."""
+        """Settings and predictions of each run on file, in the order in which they ran.
+
+        One that was killed between its predictions and its rows ran again: the last lines of a run count.
+        """
         with gzip.open(self.path.with_suffix(".predictions.gz"), "rt", encoding="utf-8") as file:
             for line in file:
                 yield json.loads(line)
@@ -183,25 +187,20 @@ def _key(run: dict) -> tuple[str, ...]:
 
 
 def _append(path: Path, raw: bytes) -> None:
-    """Add bytes to a file in a single write that is on disk when this returns."""
+    """Add bytes to a file, whole or not at all: a new file that is on disk takes the place of the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file:
-        file.write(raw)
+    longer = path.with_name(f".{path.name}.partial")
+    with open(longer, "wb") as file:
+        file.write(path.read_bytes() + raw if path.is_file() else raw)
         file.flush()
         os.fsync(file.fileno())
+    os.replace(longer, path)
 
 
 def _read(path: Path, keys: list[str]) -> dict[tuple[str, ...], pd.DataFrame]:
-    """Rows of a file of results by run. If its last line is cut off, its run is dropped, to be run again."""
-    if not path.is_file() or b"\n" not in path.read_bytes():
-        path.unlink(missing_ok=True)
+    """Rows of a file of results by run."""
+    if not path.is_file():
         return {}
-    raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    rows = pd.read_csv(io.BytesIO(whole), dtype=dict.fromkeys(keys, str), keep_default_na=False, na_values=[""])
+    rows = pd.read_csv(path, dtype=dict.fromkeys(keys, str), keep_default_na=False, na_values=[""])
     rows[keys] = rows[keys].fillna("")
-    if whole != raw and len(rows):
-        rows = rows[(rows[keys] != rows[keys].iloc[-1]).any(axis=1)]
-    if whole != raw:
-        rows.to_csv(path, index=False, lineterminator="\n")
-    return {key: part.reset_index(drop=True) for key, part in rows.groupby(keys, sort=False)}
+    return {key: group.reset_index(drop=True) for key, group in rows.groupby(keys, sort=False)}

@@ -40,7 +40,8 @@ def test_a_person_gets_an_answer(exported: Callable[[str], Path]):
         page.wait_for_selector("#answer .problem")  # longer than the model reads
         page.goto(f"{url}/docs")
         page.locator("#answer", has_text="predictions").wait_for()
-        assert "POST /predict" in page.inner_text("#paths") and "503" in page.inner_text("#paths")
+        page.locator("#paths", has_text="POST /predict").wait_for()
+        assert "503" in page.inner_text("#paths")
         browser.close()
     stop(server)
     assert problems == [] and all(address.startswith((url, "data:")) for address in asked)
