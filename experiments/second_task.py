@@ -105,7 +105,7 @@ def second_task(way: str, size: int, noise: float, rows: int, rate: float, seed:
 
 
 WAYS = ("together", "alone", "alone, as many rows in all", "first A, then B")
-RATES = (3e-4, 1e-3)
+RATES = (1e-4, 3e-4)
 STUDY = Study(
     "second_task",
     "When does a second task help, and how much must it know about the first?",

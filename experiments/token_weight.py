@@ -32,7 +32,7 @@ TOGETHER = {
 }
 WAYS = ("mean", "three", "root", "ten", "uncertainty")
 CLOSE = ("three", "root")  # what three seeds left to choose from
-RATES = (3e-4, 1e-3)
+RATES = (3e-4, 5e-4)  # seed 0 was worse at 1e-4 and at 1e-3 on three of the four data sets
 
 
 @cache
