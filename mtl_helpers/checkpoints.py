@@ -159,7 +159,9 @@ class Checkpoints:
         )
 
 
-def identity(model: MultiTaskModel, config: TrainingConfig, first_weights: str, *tables: list[dict]) -> dict:
+def identity(
+    model: MultiTaskModel, config: TrainingConfig, factors: dict[str, float], first_weights: str, *tables: list[dict]
+) -> dict:
     """{what: value} of everything that determines a run's result; names of several words stand for fingerprints."""
     keys = "input_ids", "labels", "gold"  # gold: spans that tokens can't express count when an epoch is scored
     rows = [[[example[key] for key in keys] for example in examples] for examples in tables]
@@ -170,6 +172,7 @@ def identity(model: MultiTaskModel, config: TrainingConfig, first_weights: str, 
     return {
         **{name: value for name, value in asdict(config).items() if name != "checkpoint_every"},
         "tasks": [[task.name, task.level, *task.labels] for task in model.tasks],
+        "the factors of the losses": factors,
         "the encoder": [model.encoder.pooling, model.encoder.layers, _fingerprint(backbone)],
         "the heads": [model.head, model.dropout],
         "what trains": [_fingerprint(trains), dict(model.thaws), dict(model.rates)],

@@ -9,14 +9,10 @@ from .checks import check_settings, is_number, number, one_of, or_none, whole
 from .imbalance import CLASS_BALANCE
 from .sampling import TaskSampling
 
-# Factor of the loss of a token task. Most tokens are O and soon easy, so the mean over all tokens is small and its
-# gradient short. Compared on validation with 1 and 30: data/results/why_entities_suffer.csv, defined in notebook 04.
-TOKEN_WEIGHT = 10.0
-
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train. The encoder's rate and TOKEN_WEIGHT were chosen on validation, the rest is common practice.
+    """How to train. The encoder's rate was chosen on validation, the rest is common practice.
 
     Args:
         epochs: passes over the training data. The best of them is kept, so too many cost time rather than quality.
@@ -34,7 +30,8 @@ class TrainingConfig:
             batch can't do much; math.inf: never.
         max_tokens: budget of a batch in tokens, padding included; 512 are about 23 sentences of the corpus: more
             steps in an epoch than a larger budget gives, at little loss of speed.
-        task_weights: {task: factor of its loss}. Tasks not named: 1 for sentence tasks, TOKEN_WEIGHT for token tasks.
+        task_weights: {task: factor of its loss}. Tasks not named: 1 for sentence tasks; for a token task the square
+            root of how many labelled tokens there are for each one in a span (optimization.usual_factor).
         sampling: how many rows of each task make an epoch, and in which batches; None: every row once. For tasks of
             very different size (notebook 5).
         balancing: what becomes of the factors of the losses: "fixed", "uncertainty", "dynamic_weight_average",

@@ -66,7 +66,8 @@ def fit(
     plan = [epoch_batches(examples, config, epoch) for epoch in range(1, config.epochs + 1)]
     thaw(model, epoch=1)
     run = Run(model, make_optimizer(model, config), make_balance(model, config, examples))
-    whose = identity(model, config, fingerprint_of(model) if directory else "", examples, held_out)
+    factors, first_weights = run.balance.factors, fingerprint_of(model) if directory else ""
+    whose = identity(model, config, factors, first_weights, examples, held_out)
     checkpoints = Checkpoints(directory, same_run(model, whose))
     checkpoints.resume(run)
     try:

@@ -84,12 +84,8 @@ def train(strategy: str, options: dict, resumed: bool = False, **settings) -> st
     torch.manual_seed(0)
     model = MultiTaskModel(SentenceEncoder.from_pretrained())
     freeze(model, strategy, **options)
-    config = TrainingConfig(
-        **(
-            {"epochs": 3, "precision": "float32", "max_tokens": 256, "checkpoint_every": 2, "keep": "last", "seed": 1}
-            | settings
-        )
-    )
+    usual = {"epochs": 3, "precision": "float32", "max_tokens": 256, "checkpoint_every": 2, "keep": "last", "seed": 1}
+    config = TrainingConfig(**(usual | {"task_weights": {"entities": 10.0}} | settings))
     with tempfile.TemporaryDirectory() as folder:
         if resumed:
             with killed_after(7):

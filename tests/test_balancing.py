@@ -41,7 +41,7 @@ def by_task(*values: float | None) -> dict[str, float]:
 
 @pytest.mark.parametrize("balancing", BALANCING)
 def test_every_method_starts_from_the_factors_of_the_settings(balancing: str, build):
-    config = replace(CONFIG, balancing=balancing, task_weights={"topic": 0.5, "sentiment": 0})
+    config = replace(CONFIG, balancing=balancing, task_weights={"topic": 0.5, "sentiment": 0, "entities": 10})
     balance, factors = make_balance(build(), config), {"topic": 0.5, "sentence_type": 1, "sentiment": 0, "entities": 10}
     assert type(balance) is BALANCING[balancing]
     assert balance.current() == factors
@@ -293,7 +293,7 @@ def test_conflicts_are_the_share_of_ordered_pairs(model, batches):
 
 @pytest.mark.parametrize("balancing", BALANCING)
 def test_the_history_says_what_each_loss_was_multiplied_with(balancing: str, build, partly, validation):
-    config = replace(PLAIN, balancing=balancing, task_weights={"topic": 0.5})
+    config = replace(PLAIN, balancing=balancing, task_weights={"topic": 0.5, "entities": 10})
     steps = fit(build(), partly, validation, config).to_frame("steps")
     factors = {"topic": 0.5, "sentence_type": 1.0, "sentiment": 1.0, "entities": 10.0}
     learnt = steps[[f"{name}_weight" for name in NAMES]] / list(factors.values())

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from mtl_helpers import TASKS, MultiTaskModel, SentenceEncoder, Task, TrainingConfig, evaluate, fit, freeze, training
 from mtl_helpers.backbones import layers_of
 from mtl_helpers.evaluation import validate
-from mtl_helpers.optimization import learning_rate_factor, make_optimizer, train_step
-from mtl_helpers.settings import TOKEN_WEIGHT
+from mtl_helpers.optimization import learning_rate_factor, make_balance, make_optimizer, train_step
 from mtl_helpers.tasks import IGNORE
 
 pytest_plugins = ["training_fixtures"]
@@ -125,7 +124,7 @@ def test_a_task_without_labels_contributes_nothing(model, partly, gradients):
     assert_identical(weights(model), before)
 
 
-def test_task_weights_scale_the_gradient_and_unnamed_token_tasks_weigh_more(gradients):
+def test_task_weights_scale_the_gradient(gradients):
     def weighted(**chosen: float) -> dict[str, Tensor]:
         return gradients(config=replace(FREE, task_weights=dict.fromkeys(NAMES, 0.0) | chosen))[0]
 
@@ -134,8 +133,18 @@ def test_task_weights_scale_the_gradient_and_unnamed_token_tasks_weigh_more(grad
         key: sum(x * single[n][key] for n, x in zip(NAMES, (3, 0, 1, 0.5), strict=True)) for key in single["topic"]
     }
     torch.testing.assert_close(weighted(topic=3, entities=0.5, sentiment=1), total, rtol=1e-3, atol=1e-5)
-    usual, named = gradients(config=replace(FREE, task_weights={}))[0], FREE.task_weights | {"entities": TOKEN_WEIGHT}
-    torch.testing.assert_close(usual, weighted(**named), rtol=0, atol=0)
+
+
+def test_token_tasks_weigh_the_root_of_tokens_per_span_token_unless_named(model):
+    none, some = [0, 0, IGNORE, 0], [IGNORE, 1, 2, 0, 0, 0, 0, 0]  # 10 labelled tokens, 2 of them in spans
+    sentence = dict.fromkeys(("topic", "sentence_type", "sentiment"), 0)
+    examples = [{"labels": sentence | {"entities": codes}} for codes in (none, some, [])]
+    usual = make_balance(model, TrainingConfig(), examples).factors
+    assert usual == {**dict.fromkeys(sentence, 1.0), "entities": pytest.approx(math.sqrt(10 / 2))}
+    named = TrainingConfig(task_weights={"entities": 4, "topic": 2})
+    assert make_balance(model, named, examples).factors == {**usual, "entities": 4, "topic": 2}
+    for without in ([], examples[:1], examples[2:]):
+        assert make_balance(model, TrainingConfig(), without).factors["entities"] == 1.0
 
 
 def test_long_gradients_are_scaled_down_and_short_ones_left(gradients):
