@@ -71,6 +71,11 @@ class Study:
         known = _read(self.path, list(self.runs[0]))
         return [run for run in self.runs if _key(run) not in known]
 
+    def whole(self) -> list[dict]:
+        """The runs of those seeds of which no run is missing: what there is to read while a study goes on."""
+        missing = {run["seed"] for run in self.missing()}
+        return [run for run in self.runs if run["seed"] not in missing]
+
     def complete(self, label: str = "") -> None:
         """Run what is missing, one run after the other, in this process."""
         for run in progress(self.missing(), label or self.name):
