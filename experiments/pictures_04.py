@@ -1,0 +1,138 @@
+"""The pictures of notebook 04 and of appendix A3."""
+
+from collections.abc import Callable
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mtl_helpers import TASKS
+from mtl_helpers.intervals import Interval, seed_interval
+
+from .figures import GREY, TASK_COLOURS, dots_with_intervals, headline
+from .one_or_many import FOUR, RATES
+from .pictures_02 import unpaired_interval
+
+NAMES = [task.name for task in TASKS]
+CHANGES = {
+    "entity loss x 10": "entity loss times 10",
+    "entity loss x 30": "entity loss times 30",
+    "epochs x 2": "twice the epochs",
+    "entities alone": "a model of its own",
+}
+
+
+def weight_gains(rows: pd.DataFrame) -> dict[str, dict[str, Interval]]:
+    """{panel: {change: points of F1 on validation against the plain sum}} of entities and of the other three tasks."""
+    wide = 100 * rows.pivot(index=["variant", "seed"], columns="task", values="validation")
+    panels = {"entities": wide["entities"], "mean of the other three tasks": wide[NAMES[:3]].mean(axis=1)}
+    return {
+        title: {
+            change: seed_interval(values.loc[change] - values.loc["plain sum"])
+            for change in CHANGES
+            if not values.loc[change].isna().any()
+        }
+        for title, values in panels.items()
+    }
+
+
+def weights(rows: pd.DataFrame) -> Figure:
+    """What a larger weight, more time, and a model of its own bring to entities, and cost the others."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.3), sharex=True, sharey=True)
+    for ax, (title, gains) in zip(axes, weight_gains(rows).items(), strict=True):
+        colour = TASK_COLOURS["entities"] if title == "entities" else GREY
+        dots_with_intervals(ax, [CHANGES[change] for change in gains], list(gains.values()), colour, "+.1f")
+        ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
+        ax.set(title=title, xlabel="points of F1 against the plain sum, validation")
+        ax.set_ylim(len(CHANGES) - 0.5, -0.6)
+    axes[0].set_yticks(range(len(CHANGES)), CHANGES.values())
+    headline(figure, "In a plain sum the token task starves; a larger weight feeds it")
+    plt.close(figure)
+    return figure
+
+
+def sharing(rows: pd.DataFrame) -> dict[str, Interval]:
+    """{task, or "mean": one model minus a model of its own, in points of F1 on test}; seeds not paired."""
+    chosen = rows[[rate == RATES[tasks][1] for tasks, rate in zip(rows["tasks"], rows["learning_rate"], strict=True)]]
+    test = 100 * chosen.pivot(index="seed", columns=["tasks", "task"], values="test")
+    result = {name: unpaired_interval(test[FOUR, name], test[name, name]) for name in NAMES}
+    own = sum(test[name, name] for name in NAMES) / len(NAMES)
+    return result | {"mean": unpaired_interval(test[FOUR].mean(axis=1), own)}
+
+
+def absolute(rows: pd.DataFrame, baselines: pd.DataFrame) -> pd.DataFrame:
+    """F1 on test, a row a task: baselines, four models of their own, one model (means over seeds)."""
+    chosen = rows[[rate == RATES[tasks][1] for tasks, rate in zip(rows["tasks"], rows["learning_rate"], strict=True)]]
+    means = chosen.groupby(["tasks", "task"])["test"].mean()
+    table = baselines.pivot(index="task", columns="kind", values="test")[["majority", "words", "frozen vectors"]]
+    table["own model"] = [means[name, name] for name in table.index]
+    table["one model"] = [means[FOUR, name] for name in table.index]
+    return table.loc[NAMES]
+
+
+def one_or_four(differences: dict[str, Interval], yours: tuple[str, float] | None = None) -> Figure:
+    """What sharing costs each task.
+
+    Args:
+        differences: of `sharing`.
+        yours: a task and a difference of your own, in points, to mark with a star.
+    """
+    figure, ax = plt.subplots(figsize=(8, 3.4))
+    labels = [name.replace("_", " ") for name in differences]
+    for place, (name, interval) in enumerate(differences.items()):
+        ax.errorbar(
+            interval.value,
+            place,
+            xerr=[[interval.value - interval.low], [interval.high - interval.value]],
+            fmt="o",
+            color=TASK_COLOURS.get(name, "black"),
+            capsize=3,
+        )
+        ax.annotate(f"{interval.value:+.1f}", (interval.value, place), (0, 6), textcoords="offset points", ha="center")
+    if yours:
+        place, value = list(differences).index(yours[0]), min(max(yours[1], -12), 12)
+        ax.plot(value, place, "k*", markersize=14, zorder=4)
+        ax.annotate(f"yours: {yours[1]:+.1f}", (value, place), (0, -15), textcoords="offset points", ha="center")
+    ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set(ylim=(len(labels) - 0.4, -0.7), xlabel="one model minus a model of its own, points of F1 on test")
+    ax.set_title("One model for four tasks stays close to four models")
+    plt.close(figure)
+    return figure
+
+
+def gradients(rows: pd.DataFrame) -> Figure:
+    """Length of each task's gradient, angles, and where the entity loss lies, along runs with the plain sum."""
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.6))
+    for name in NAMES:
+        log = np.log(rows[rows["task"] == name].pivot(index="step", columns="seed", values="length"))
+        band(axes[0], log, TASK_COLOURS[name], np.exp)
+        axes[0].text(log.index[-1] + 6, np.exp(log.iloc[-3:].mean().mean()), name.replace("_", " "), fontsize=9)
+    once = rows[rows["task"] == "entities"]
+    angles = {"entities_twice": TASK_COLOURS["entities"], "others_twice": GREY, "entities_others": "black"}
+    for column, colour in angles.items():
+        band(axes[1], once.pivot(index="step", columns="seed", values=column), colour)
+    for text, height, colour in zip(
+        ("entities, two batches", "other three, two batches", "entities with other three"),
+        (0.95, 0.87, 0.79),
+        angles.values(),
+        strict=True,
+    ):
+        axes[1].text(0.98, height, text, color=colour, ha="right", fontsize=9, transform=axes[1].transAxes)
+    band(axes[2], once.pivot(index="step", columns="seed", values="share_of_names"), TASK_COLOURS["entities"])
+    axes[0].set(title="length", xlabel="step", yscale="log", xlim=(0, 400))
+    axes[1].set(title="cosine", xlabel="step")
+    axes[1].axhline(0, color="black", linewidth=0.8, linestyle=":")
+    axes[2].set(title="entity loss on tokens in spans", xlabel="step", ylim=(0, 1))
+    headline(figure, "The gradient of entities becomes short, not opposed: most tokens are soon learnt")
+    plt.close(figure)
+    return figure
+
+
+def band(ax: Axes, table: pd.DataFrame, colour: str, back: Callable = np.asarray) -> None:
+    """Mean over seeds (columns) at each step (rows) and its interval as a band; `back` undoes a transformation."""
+    mean, low, high = back([seed_interval(row) for row in table.to_numpy()]).T
+    ax.plot(table.index, mean, color=colour)
+    ax.fill_between(table.index, low, high, color=colour, alpha=0.2, linewidth=0)

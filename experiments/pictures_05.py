@@ -1,0 +1,152 @@
+"""The pictures of notebook 05 and of appendices A4 and A5."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mtl_helpers import Task, load_corpus
+from mtl_helpers.intervals import Interval, seed_interval
+
+from . import scarce_task, second_task
+from .evidence import Difference, Scores, choose, compare, scores_by
+from .figures import GREY, PALETTE, TASK_COLOURS, curve_with_intervals, dots_with_intervals, headline
+
+PANELS = [(pair, size) for pair in scarce_task.PAIRS for size in (50, 200)]
+LONGER = "alone, as many rows in all"
+
+
+def gold(_: str, name: str) -> tuple[Task, list]:
+    """The entities of the test sentences, whatever the way."""
+    corpus = load_corpus()
+    return second_task.ENTITIES, corpus.loc[corpus["split"] == "test", name].tolist()
+
+
+@cache
+def doses() -> dict[tuple[str, str], Scores]:
+    """{(way, share of wrong marks): scores of the scarce task}, each seed at the rate that it chose."""
+    study = second_task.STUDY
+    chosen = choose(study.rows(study.whole()).astype({"noise": str}), ["way", "noise"])
+    by_setting = scores_by(chosen, list(study.predictions()), ["way", "noise"], gold)
+    return {setting: tasks["entities"] for setting, tasks in by_setting.items()}
+
+
+def users() -> int:
+    """How many users the dose-response study has so far."""
+    return len({run["seed"] for run in second_task.STUDY.whole()})
+
+
+def points(scores: Scores) -> np.ndarray:
+    """F1 on test in points, a number a seed."""
+    return 100 * scores(np.ones((1, scores.sentences)))[0]
+
+
+def against_longer(way: str, noise: float = 0.0) -> Difference:
+    """A way minus the scarce task alone for as many rows in all, in points (same users, same sentences)."""
+    return compare({"entities": doses()[way, str(noise)]}, {"entities": doses()[LONGER, "0.0"]})["entities"]
+
+
+def dose_response(yours: tuple[float, float] | None = None) -> Figure:
+    """F1 of scarce entities by how many marks of the second task are right, beside the ways without it.
+
+    Args:
+        yours: share of wrong marks (0 to 1) and F1 (points) of a run of your own.
+    """
+    figure, ax = plt.subplots(figsize=(8.2, 4.2))
+    noises = [noise for way, noise in doses() if way == "together"]
+    places = [100 - 100 * float(noise) for noise in noises]
+    rows = [seed_interval(points(doses()["together", noise])) for noise in noises]
+    order = np.argsort(places)
+    colour = TASK_COLOURS["entities"]
+    curve_with_intervals(ax, np.array(places)[order], [rows[i] for i in order], color=colour, linewidth=2)
+    top = max(rows, key=lambda row: row.value)
+    ax.annotate(
+        "together with the marks", (100, top.value), (-12, 8), textcoords="offset points", color=colour, ha="right"
+    )
+    looks = {
+        LONGER: ("-", "alone, as many rows in all"),
+        "alone": (":", "alone"),
+        "first A, then B": ("--", "first the marks, then the types"),
+    }
+    for way, (style, label) in looks.items():
+        height = points(doses()[way, "0.0"]).mean()
+        ax.axhline(height, color=GREY, linestyle=style, linewidth=1.2, zorder=1)
+        ax.text(108, height, label, va="center", fontsize=10, color="#444444")
+    if yours:
+        ax.plot(100 - 100 * yours[0], yours[1], "k*", markersize=14, zorder=4)
+        ax.annotate(f"yours: {yours[1]:.0f}", (100 - 100 * yours[0], yours[1]), (10, -4), textcoords="offset points")
+    ax.set(
+        xlim=(-6, 106), xlabel="marks of the second task that are right (%)", ylabel="F1 of entities on test (points)"
+    )
+    ax.set_title("A second task helps as far as it knows what the first one needs")
+    plt.close(figure)
+    return figure
+
+
+@cache
+def users_best() -> pd.DataFrame:
+    """A row for each user and way of the study scarce_task."""
+    return scarce_task.all_rows()
+
+
+def scores(pair: str, size: int, way: str, column: str = "scarce") -> pd.Series:
+    """Test scores of a way in points, by user."""
+    way = scarce_task.TOGETHER[pair] if way == "together" else way
+    rows = users_best().query("pair == @pair and size == @size and method == @way")
+    return 100 * rows.set_index("seed")[column].sort_index()
+
+
+def against(pair: str, size: int, way: str, other: str, column: str = "scarce") -> Interval:
+    """Difference of two ways in points: mean and paired 95 % interval over users."""
+    return seed_interval(scores(pair, size, way, column) - scores(pair, size, other, column))
+
+
+def unrelated() -> Figure:
+    """What an unrelated second task does to a scarce one, by number of labels."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True)
+    for ax, (pair, (abundant, scarce)) in zip(axes, scarce_task.PAIRS.items(), strict=True):
+        for way, colour, shift in (("alone", GREY, 0.97), ("together", TASK_COLOURS[scarce], 1.03)):
+            rows = [seed_interval(scores(pair, size, way)) for size in scarce_task.SIZES]
+            curve_with_intervals(ax, [shift * size for size in scarce_task.SIZES], rows, color=colour)
+            name = "alone" if way == "alone" else f"beside {abundant.replace('_', ' ')}"
+            ax.text(0.98, 0.1 if way == "alone" else 0.2, name, color=colour, ha="right", transform=ax.transAxes)
+        ax.set(xscale="log", xlabel="labels of the scarce task", title=scarce, ylim=(0, 100))
+        ax.set_xticks(scarce_task.SIZES, scarce_task.SIZES)
+        ax.minorticks_off()
+    axes[0].set_ylabel("F1 on test (points)")
+    headline(figure, "Beside an unrelated task: sentiment pays dearly, entities are undecided")
+    plt.close(figure)
+    return figure
+
+
+def dots(ways: dict[str, str], other: str, title: str, colour: str = PALETTE[0]) -> Figure:
+    """Differences to one way, a panel for each pair and size.
+
+    Args:
+        ways: {way: label}.
+    """
+    figure, axes = plt.subplots(1, 4, figsize=(10, 1.2 + 0.42 * len(ways)), sharex=True, sharey=True)
+    for ax, (pair, size) in zip(axes, PANELS, strict=True):
+        rows = [against(pair, size, way, other) for way in ways]
+        dots_with_intervals(ax, list(ways.values()), rows, colour, "+.0f")
+        ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
+        ax.set_title(f"{scarce_task.TASKS_OF[pair][1]}, {size} labels", fontsize=11)
+        ax.set_xlabel("points of F1")
+    headline(figure, title)
+    plt.close(figure)
+    return figure
+
+
+def mean_of_panels(ways: Callable[[str, int], pd.Series], other: Callable[[str, int], pd.Series]) -> Interval:
+    """Difference of two ways in points, in the mean of the four panels, user by user."""
+    gaps = [ways(pair, size) - other(pair, size) for pair, size in PANELS]
+    return seed_interval(sum(gaps) / len(gaps))
+
+
+def chosen_among(ways: Sequence[str], pair: str, size: int) -> pd.Series:
+    """Test scores of what each user would choose from some ways on her own validation data, in points."""
+    rows = users_best()[users_best()["method"].isin(ways)].query("pair == @pair and size == @size")
+    return 100 * scarce_task.choose(rows.assign(method="chosen")).set_index("seed")["scarce"].sort_index()
