@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+import experiments.balancing_methods  # noqa: F401
 from mtl_helpers import MultiTaskModel, SentenceEncoder, TaskSampling, TrainingConfig, fit, freeze, load_corpus
 
 FILE = Path(__file__).with_name("golden.json")
