@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import ttest_ind
 
 from mtl_helpers import Task
 from mtl_helpers.evaluation import span_counts
@@ -139,6 +140,15 @@ def _difference(value: float, resamples: np.ndarray) -> Difference:
     below, above = (resamples <= 0).mean(), (resamples >= 0).mean()
     p = min(1.0, 2 * max(min(below, above), 1 / len(resamples)))
     return Difference(Interval(value, float(low), float(high)), float(p), float(POWER * resamples.std()))
+
+
+def unpaired_interval(first: Sequence[float], second: Sequence[float]) -> Interval:
+    """Mean of `first` minus mean of `second` and its 95 % interval (Welch 1947).
+
+    For runs that share a seed's number but nothing that moves their scores together: first weights of heads, order.
+    """
+    low, high = ttest_ind(first, second, equal_var=False).confidence_interval()
+    return Interval(float(np.mean(first) - np.mean(second)), float(low), float(high))
 
 
 def holm(p: Sequence[float]) -> list[float]:

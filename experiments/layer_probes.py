@@ -115,15 +115,20 @@ def probe_tokens(
     return {f"{split}_f1": score(probe, split) for split in SPLITS[1:]}
 
 
+def probe_draw(task: Task, splits: Mapping[str, FrozenSplit], seed: int, **options: bool) -> dict:
+    """A row: the probe of a task, trained on four fifths of the training texts, as the seed draws them."""
+    n = len(splits["train"].examples)
+    kept = np.random.default_rng(seed).choice(n, n * 4 // 5, replace=False)
+    probe = probe_tokens if task.level == "token" else probe_sentences
+    return {"task": task.name, **probe(task, splits, kept, **options)}
+
+
 def probe_layer(layer: int, seed: int) -> list[dict]:
     """One layer, all tasks; entities a second time with casing added: a row each."""
     splits = corpus_splits(layer)
-    n = len(splits["train"].examples)
-    kept = np.random.default_rng(seed).choice(n, n * 4 // 5, replace=False)
-    rows = [{"task": task.name, **probe_sentences(task, splits, kept)} for task in TASKS[:3]]
-    rows.append({"task": "entities", **probe_tokens(ENTITIES, splits, kept)})
-    rows.append({"task": "entities, casing added", **probe_tokens(ENTITIES, splits, kept, casing=True)})
-    return rows
+    rows = [probe_draw(task, splits, seed) for task in TASKS]
+    with_casing = probe_draw(ENTITIES, splits, seed, casing=True)
+    return [*rows, with_casing | {"task": "entities, casing added"}]
 
 
 def probe_once(task: str, layer: int, sentences: int, seed: int = 0) -> float:

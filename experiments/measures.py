@@ -1,4 +1,4 @@
-"""Measures that the course uses beside the package's own: behaviour, calibration, paired tests, probes."""
+"""Measures that the course uses beside the package's own: behaviour, scores by class, calibration, tests, probes."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import confusion_matrix
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mtl_helpers import MultiTaskModel
-from mtl_helpers.evaluation import macro_f1
+from mtl_helpers import MultiTaskModel, Task
+from mtl_helpers.evaluation import macro_f1, span_counts, span_f1, span_precision, span_recall
 
 
 def evaluate_challenge(model: MultiTaskModel, challenge: pd.DataFrame) -> pd.DataFrame:
@@ -41,6 +42,32 @@ def evaluate_challenge(model: MultiTaskModel, challenge: pd.DataFrame) -> pd.Dat
         table.append([capability, kind, len(part), int(part["all"].sum()), part["all"].mean(), *interval, right.mean()])
     columns = ["capability", "test_type", "groups", "passed", "rate", "low", "high", "accuracy"]
     return pd.DataFrame(table, columns=columns)
+
+
+def class_report(task: Task, truth: Sequence, predicted: Sequence) -> pd.DataFrame:
+    """Precision, recall and F1 (0 to 1) of each label, and how often it occurs; arguments as `labelled` gives them.
+
+    Returns:
+        A table indexed by label: precision, recall, f1, n (texts; of token tasks spans).
+    """
+    counts = {}
+    for label in task.labels:
+        if task.level == "token":
+            sides = [[[span for span in spans if span[2] == label] for spans in side] for side in (truth, predicted)]
+            counts[label] = span_counts(*sides).sum(axis=0)
+        else:
+            a, b = np.asarray(truth) == label, np.asarray(predicted) == label
+            counts[label] = np.array([np.sum(a & b), b.sum(), a.sum()])
+    rows = {
+        label: [span_precision(n[None]), span_recall(n[None]), span_f1(n[None]), n[2]] for label, n in counts.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["precision", "recall", "f1", "n"]).rename_axis("label")
+
+
+def confusion(task: Task, truth: Sequence[str], predicted: Sequence[str]) -> pd.DataFrame:
+    """Confusion matrix of a sentence task: a row per true label, a column per predicted one, counts of texts."""
+    matrix = confusion_matrix(truth, predicted, labels=list(task.labels))
+    return pd.DataFrame(matrix, index=pd.Index(task.labels, name="true"), columns=task.labels)
 
 
 def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = 10) -> pd.DataFrame:

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import ttest_ind
 
 from mtl_helpers import TASKS, Task
 from mtl_helpers.encoder import POOLINGS
 from mtl_helpers.intervals import Interval, seed_interval
 
+from .evidence import unpaired_interval
 from .figures import (
     GREY,
     MARKERS,
@@ -44,15 +43,6 @@ def architecture(tasks: Sequence[Task] = TASKS) -> Figure:
     ax.set_title("One encoder, three sentence heads, one token head")
     plt.close(figure)
     return figure
-
-
-def unpaired_interval(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Mean of `first` minus mean of `second` and its 95 % interval (Welch 1947).
-
-    For runs that share a seed's number but nothing that moves their scores together: first weights of heads, order.
-    """
-    low, high = ttest_ind(first, second, equal_var=False).confidence_interval()
-    return Interval(float(np.mean(first) - np.mean(second)), float(low), float(high))
 
 
 def layer_scores(rows: pd.DataFrame, task: str) -> tuple[pd.DataFrame, int]:

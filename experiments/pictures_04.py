@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from mtl_helpers import TASKS
 from mtl_helpers.intervals import Interval, seed_interval
 
+from .evidence import unpaired_interval
 from .figures import GREY, TASK_COLOURS, dots_with_intervals, headline
 from .one_or_many import FOUR, RATES
-from .pictures_02 import unpaired_interval
 
 NAMES = [task.name for task in TASKS]
 CHANGES = {

@@ -136,8 +136,8 @@ def load_public(name: str) -> pd.DataFrame:
         table = _read_snips(paths)
     else:
         read, splits = (_read_trec, ("train", "test")) if name == "trec6" else (_read_conll, SPLITS)
-        parts = [read(path).assign(split=split) for path, split in zip(paths, splits, strict=True)]
-        table = pd.concat(parts, ignore_index=True)
+        tables = [read(path).assign(split=split) for path, split in zip(paths, splits, strict=True)]
+        table = pd.concat(tables, ignore_index=True)
     if name != "wnut17":
         table.loc[(table["split"] == "train") & (table.index % 10 == 9), "split"] = "validation"
     table.insert(0, "id", [f"{name}-{i}" for i in range(1, len(table) + 1)])
@@ -170,8 +170,8 @@ def _fetch(file: str, address: str, sha256: str) -> Path:
             raise FileNotFoundError(f"{path}: not there, and the download failed ({error}); {remedy}") from error
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(raw)
-    if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != sha256:
-        raise ValueError(f"{path}: its SHA-256 is {found}, expected {sha256}; delete the file and try again")
+    if (actual := hashlib.sha256(path.read_bytes()).hexdigest()) != sha256:
+        raise ValueError(f"{path}: its SHA-256 is {actual}, expected {sha256}; delete the file and try again")
     return path
 
 

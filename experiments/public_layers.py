@@ -7,11 +7,9 @@ regularisation on, and the test part.
 
 from functools import lru_cache
 
-import numpy as np
-
 from mtl_helpers.corpus import SPLITS
 
-from .layer_probes import FrozenSplit, behind_layer, probe_sentences, probe_tokens
+from .layer_probes import FrozenSplit, behind_layer, probe_draw
 from .public import ENTITIES, QUESTION_TYPE, load_public
 from .sweeps import Study
 
@@ -30,12 +28,7 @@ def public_splits(data: str, layer: int) -> dict[str, FrozenSplit]:
 
 def public_layers(layer: int, seed: int) -> list[dict]:
     """One layer, both data sets: a row each."""
-    rows = []
-    for data, task in DATA.items():
-        kept = np.random.default_rng(seed).choice(SIZES["train"], SIZES["train"] * 4 // 5, replace=False)
-        probe = probe_tokens if task.level == "token" else probe_sentences
-        rows.append({"task": task.name, **probe(task, public_splits(data, layer), kept)})
-    return rows
+    return [probe_draw(task, public_splits(data, layer), seed) for data, task in DATA.items()]
 
 
 STUDY = Study(

@@ -24,6 +24,7 @@ from mtl_helpers import (
 from mtl_helpers.evaluation import validate
 from mtl_helpers.runtime import bfloat16_is_fast
 
+from . import balancing_methods  # noqa: F401  (registers them)
 from .public import QUESTION_TYPE, questions_and_names
 from .sweeps import Study
 

@@ -47,41 +47,21 @@ The CSV: UTF-8, commas, a header; a column `text`, a column for each task, and o
 A sentence task has one label per text; a token task has spans in JSON, [[start, end, "LABEL"], ...] in
 characters of the text, [] where there are none. An empty cell means: not labelled for this task. A column
 `split` (train, validation, test) is kept to; without one, training divides the rows 70/10/20, always in the
-same way.
-
-Examples:
-  python -m mtl_helpers train my.csv --output model
-  python -m mtl_helpers predict model 'Could Ana Duarte send the minutes?'
-
-More on a command: python -m mtl_helpers COMMAND --help"""
+same way."""
 TRAIN = """Train a model on the rows of the split train, choose the best epoch on validation, score it on test.
 
-The folder DIR gets the model, history.csv (losses and scores by epoch), evaluation.csv (the printed table) and
-checkpoints/. The same command again goes on from the last checkpoint, after Ctrl-C for instance, and ends with
-the result that it would have had without the interruption. Delete checkpoints/ when you are done.
+The folder DIR gets the model, history.csv, evaluation.csv (the printed table) and checkpoints/, from which the same
+command goes on after an interruption. Without --task and --token-task, DATA.csv needs a column for at least one of
+the course's tasks: topic, sentence_type, sentiment, entities.
 
-Without --task and --token-task, DATA.csv needs a column for at least one of the course's tasks: topic,
-sentence_type, sentiment, entities. For all other columns: python -m mtl_helpers --help.
-
-Examples:
-  python -m mtl_helpers train data/sentences.csv --output model --epochs 2
   python -m mtl_helpers train my.csv --output model --task stars=1,2,3,4,5 --task shop --token-task food=DISH,DRINK"""
 EVALUATE = """Score a model on the labelled rows of a CSV, each score with its 95 % bootstrap interval (low, high).
 
-Sentence tasks: accuracy and macro-F1. Token tasks: precision, recall and F1 of exact spans. DATA.csv looks as
-for training: a column text and one for each task of the model; more in python -m mtl_helpers --help.
-
-Examples:
-  python -m mtl_helpers evaluate model data/sentences.csv
   python -m mtl_helpers evaluate model new.csv --split all --output scores.csv"""
 PREDICT = """Label texts: one row per text, in order, on standard output.
 
-For a sentence task the label and its probability, for a token task the spans [[start, end, "LABEL", "surface"],
-...] in characters of the text. Without a TEXT, standard input is read: UTF-8, one text per line (no CSV); an
-empty line is a text too, so that line n of the input is row n of the output.
+Without a TEXT, standard input is read: UTF-8, one text per line (no CSV); an empty line is a text too.
 
-Examples:
-  python -m mtl_helpers predict model 'Behold!' 'Keep your ticket.'
   python -m mtl_helpers predict model --format jsonl < lines.txt > out.jsonl"""
 
 

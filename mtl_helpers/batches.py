@@ -1,6 +1,5 @@
 """From texts to padded batches."""
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
@@ -9,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .tasks import IGNORE, Task, trim_offsets
+from .warn import warn_caller
 
 
 def tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[dict]:
@@ -67,7 +67,7 @@ def make_examples(
                 learnt = task.decode(codes, example["offsets"])
                 distorted += [(row, task.name, span, learnt) for span in gold if span not in learnt]
     if distorted:
-        warnings.warn(_describe(distorted, table, max_length), stacklevel=2)
+        warn_caller(_describe(distorted, table, max_length))
     return examples
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from .folders import sha256_of
 from .history import History
 from .multitask import MultiTaskModel
 from .settings import TrainingConfig
+from .warn import warn_caller
 
 
 @dataclass
@@ -133,7 +133,7 @@ class Checkpoints:
                 refused.append(path)
                 continue
             for bad in refused:
-                warnings.warn(f"{bad}: truncated or damaged; going on from {path.name}", stacklevel=3)
+                warn_caller(f"{bad}: truncated or damaged; going on from {path.name}")
                 bad.rename(f"{bad}.refused")
             return run.load(path)
         remedy = "delete them to start over, or give another directory"

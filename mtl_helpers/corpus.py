@@ -5,7 +5,6 @@ separate data sets, scarce tasks and a user's own file: the loss skips what is m
 """
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pandas as pd
 from .csv_file import read_rows
 from .tables import OTHER_SEPARATORS, check_cells, check_names, listed, refuse, short, unknown
 from .tasks import TASKS, Task
+from .warn import warn_caller
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 SPLITS = ("train", "validation", "test")
@@ -48,7 +48,7 @@ def load_corpus(
         frame["split"] = assign_splits(frame, tasks)
         judged, remedy = ("validation", "test"), "label more rows"
     if lacking := _lacking(frame, tasks, judged):
-        warnings.warn(f"{path}: {lacking}; {remedy}", stacklevel=2)
+        warn_caller(f"{path}: {lacking}; {remedy}")
     return frame if split is None else frame[frame["split"] == split].reset_index(drop=True)
 
 

@@ -1,11 +1,10 @@
-"""Scores: one way to score a task, for validation in the loop, for a test table, and class by class."""
+"""Scores: one way to score a task, for validation in the loop and for a test table."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
 from .batches import length_batches
@@ -120,32 +119,6 @@ def validate(
         }
         for task in model.tasks
     }
-
-
-def class_report(task: Task, truth: Sequence, predicted: Sequence) -> pd.DataFrame:
-    """Precision, recall and F1 (0 to 1) of each label, and how often it occurs; arguments as `labelled` gives them.
-
-    Returns:
-        A table indexed by label: precision, recall, f1, n (texts; of token tasks spans).
-    """
-    counts = {}
-    for label in task.labels:
-        if task.level == "token":
-            sides = [[[span for span in spans if span[2] == label] for spans in side] for side in (truth, predicted)]
-            counts[label] = span_counts(*sides).sum(axis=0)
-        else:
-            a, b = np.asarray(truth) == label, np.asarray(predicted) == label
-            counts[label] = np.array([np.sum(a & b), b.sum(), a.sum()])
-    rows = {
-        label: [span_precision(n[None]), span_recall(n[None]), span_f1(n[None]), n[2]] for label, n in counts.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["precision", "recall", "f1", "n"]).rename_axis("label")
-
-
-def confusion(task: Task, truth: Sequence[str], predicted: Sequence[str]) -> pd.DataFrame:
-    """Confusion matrix of a sentence task: a row per true label, a column per predicted one, counts of texts."""
-    matrix = confusion_matrix(truth, predicted, labels=list(task.labels))
-    return pd.DataFrame(matrix, index=pd.Index(task.labels, name="true"), columns=task.labels)
 
 
 def macro_f1(truth: np.ndarray, predicted: np.ndarray) -> float:

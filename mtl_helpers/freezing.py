@@ -119,8 +119,12 @@ def bias_only(model: MultiTaskModel) -> None:
 
     Ben Zaken, Ravfogel and Goldberg 2022, "BitFit", https://arxiv.org/abs/2106.10199.
     """
-    for name, parameter in model.encoder.backbone.named_parameters():
-        parameter.requires_grad_(name.endswith("bias") and not name.startswith("pooler."))
+    own = [(name, p) for name, p in model.encoder.backbone.named_parameters() if not name.startswith("pooler.")]
+    if not any(name.endswith("bias") for name, _ in own):
+        kind = model.encoder.backbone.config.model_type
+        raise ValueError(f"bias_only needs biases, but this backbone ({kind}) has none; choose lora, or backbone")
+    for name, parameter in own:
+        parameter.requires_grad_(name.endswith("bias"))
 
 
 def lora(model: MultiTaskModel, rank: int = 8) -> None:

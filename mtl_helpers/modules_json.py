@@ -55,9 +55,9 @@ def read_modules(directory: Path) -> tuple[Path, dict]:
         elif name == "Pooling":
             settings["pooling"] = _pooling(directory / folder / "config.json", "layers" in settings)
         elif name == "WeightedLayerPooling":
-            settings["layers"] = len(_parts(name, directory, folder))
+            settings["layers"] = len(_load_module(name, directory, folder))
         else:
-            projection += _parts(name, directory, folder)
+            projection += _load_module(name, directory, folder)
     return directory / modules[0][1], settings | {"projection": nn.Sequential(*projection) if projection else None}
 
 
@@ -105,7 +105,7 @@ def _pooling(path: Path, last_layers: bool) -> str:
     return "last_layers" if last_layers else POOLINGS[modes[0]]
 
 
-def _parts(name: str, directory: Path, folder: str) -> list:
+def _load_module(name: str, directory: Path, folder: str) -> list:
     """What a projection takes of a module; of a WeightedLayerPooling its weights, which must be equal."""
     from sentence_transformers.sentence_transformer import modules as theirs
 

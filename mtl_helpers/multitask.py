@@ -5,7 +5,6 @@ Shapes: B texts, T tokens, H width of the backbone, D width of a sentence vector
 """
 
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +24,7 @@ from .progress import progress
 from .runtime import inference
 from .tables import check_table
 from .tasks import IGNORE, TASKS, Task
+from .warn import warn_caller
 
 
 def make_head(width: int, classes: int, kind: str = "linear", dropout: float = 0.1) -> nn.Sequential:
@@ -172,9 +172,7 @@ class MultiTaskModel(nn.Module):
         examples = tokenize(texts, self.encoder.tokenizer, self.encoder.max_length)
         cut = sum(not example["complete"] for example in examples)
         if cut:
-            warnings.warn(
-                f"{cut} texts were cut after {self.encoder.max_length} tokens; split long texts", stacklevel=2
-            )
+            warn_caller(f"{cut} texts were cut after {self.encoder.max_length} tokens; split long texts")
         rows: list[dict] = [{"text": text} for text in texts]
         with inference(self, precision):
             for indices in progress(length_batches([len(e["input_ids"]) for e in examples], max_tokens), "predict"):

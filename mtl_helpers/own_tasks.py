@@ -1,7 +1,6 @@
 """Tasks of a user's own, as declared on the command line and as the columns of a file show them."""
 
 import unicodedata
-import warnings
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -13,6 +12,7 @@ from .corpus import SPLITS, check_header, load_corpus
 from .csv_file import read_rows
 from .tables import CorpusError, listed, refuse, squeezed
 from .tasks import TASKS, Task
+from .warn import warn_caller
 
 MOST_LABELS = 100  # a column with more different values is taken for free text
 
@@ -86,7 +86,7 @@ def _warn_of_look_alikes(path: Path, task: Task) -> None:
         texts += [" and ".join(map(repr if len(forms) == len(labels) else ascii, labels))] * (len(labels) > 1)
     if texts:
         what = "labels that differ only in case, number format or Unicode form are trained as different ones"
-        warnings.warn(f"{path}, column {task.name}: {what}: {listed(texts)}; make them equal in the file", stacklevel=3)
+        warn_caller(f"{path}, column {task.name}: {what}: {listed(texts)}; make them equal in the file")
 
 
 def look(label: str) -> str | Decimal:

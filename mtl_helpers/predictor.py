@@ -92,36 +92,36 @@ def predict_file(predictor: Predictor, source: str | Path, output: str | Path) -
 
     file, output = pq.ParquetFile(source, pre_buffer=False), Path(output)
     columns = [name for name in ("id", "text") if name in file.schema_arrow.names]
-    parts, total = output.with_name(f"{output.name}.parts"), file.metadata.num_rows
-    parts.mkdir(parents=True, exist_ok=True)
+    folder, total = output.with_name(f"{output.name}.parts"), file.metadata.num_rows
+    folder.mkdir(parents=True, exist_ok=True)
     about = {"rows": total, "bytes": Path(source).stat().st_size, "model": predictor.model.version}
-    note = parts / "about.json"
+    note = folder / "about.json"
     if note.is_file() and json.loads(note.read_text()) != about:
-        raise ValueError(f"{parts}: belongs to another file or model; delete it to start over")
+        raise ValueError(f"{folder}: belongs to another file or model; delete it to start over")
     note.write_text(json.dumps(about))
-    first = sum(pq.read_metadata(path).num_rows for path in parts.glob("*.parquet"))
-    start, waiting, seen, number = time.perf_counter(), [], 0, len(list(parts.glob("*.parquet")))
+    first = sum(pq.read_metadata(path).num_rows for path in folder.glob("*.parquet"))
+    start, waiting, seen, number = time.perf_counter(), [], 0, len(list(folder.glob("*.parquet")))
     for batch in file.iter_batches(STEP, columns=columns):
         seen += len(batch)
         if seen > first:
             waiting.append(predictor(pa.Table.from_batches([batch.slice(max(0, first - seen + len(batch)))])))
         if waiting and (sum(map(len, waiting)) >= PART or seen == total):
-            pq.write_table(pa.concat_tables(waiting), parts / "writing")
-            (parts / "writing").rename(parts / f"{number:06}.parquet")
+            pq.write_table(pa.concat_tables(waiting), folder / "writing")
+            (folder / "writing").rename(folder / f"{number:06}.parquet")
             speed, waiting, number = (seen - first) / (time.perf_counter() - start), [], number + 1
             left = f"{speed:.0f} rows/s, {(total - seen) / speed / 60:.1f} minutes left"
             print(f"{seen} of {total} rows, {left}", file=sys.stderr, flush=True)
-    paths = sorted(parts.glob("*.parquet"))
+    paths = sorted(folder.glob("*.parquet"))
     if not paths:
-        pq.write_table(predictor(file.schema_arrow.empty_table()), parts / "000000.parquet")
-        paths = [parts / "000000.parquet"]
-    with pq.ParquetWriter(parts / "writing", pq.read_schema(paths[0])) as writer:
+        pq.write_table(predictor(file.schema_arrow.empty_table()), folder / "000000.parquet")
+        paths = [folder / "000000.parquet"]
+    with pq.ParquetWriter(folder / "writing", pq.read_schema(paths[0])) as writer:
         for path in paths:
             writer.write_table(pq.read_table(path))
-    (parts / "writing").replace(output)
+    (folder / "writing").replace(output)
     for path in [*paths, note]:
         path.unlink()
-    parts.rmdir()
+    folder.rmdir()
     return total
 
 

@@ -1,12 +1,13 @@
 """Device, precision, and the frame in which a model is only used, not trained."""
 
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
+
+from .warn import warn_caller
 
 _lock = threading.Lock()
 _in_use: dict[nn.Module, tuple[int, bool]] = {}  # how many `inference` hold a module, and its mode before the first
@@ -36,7 +37,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     if precision == "float32" or not bfloat16_is_fast(device):
         if precision == "bfloat16" and device.type not in _warned:
             _warned.add(device.type)
-            warnings.warn(f"this {device.type} has no fast bfloat16: computing in float32", stacklevel=5)
+            warn_caller(f"this {device.type} has no fast bfloat16: computing in float32")
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 

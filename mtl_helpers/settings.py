@@ -34,8 +34,8 @@ class TrainingConfig:
             root of how many labelled tokens there are for each one in a span (optimization.usual_factor).
         sampling: how many rows of each task make an epoch, and in which batches; None: every row once. For tasks of
             very different size (notebook 5).
-        balancing: what becomes of the factors of the losses: "fixed", "uncertainty", "dynamic_weight_average",
-            "gradnorm" or "pcgrad" (notebook 5, module balancing).
+        balancing: what becomes of the factors of the losses: "fixed", "uncertainty", or a method that another module
+            has registered in `balancing.BALANCING`.
         class_balance: {task: "inverse", "effective", "focal" or "logit_adjustment"}, for tasks whose classes are of
             very different size (notebook 5); tasks not named: plain cross-entropy.
         precision: of matrix products: "float32", "bfloat16", or "auto", bfloat16 where the device is fast at it.
@@ -61,7 +61,7 @@ class TrainingConfig:
     max_tokens: int = 512
     task_weights: dict[str, float] = field(default_factory=dict)
     sampling: TaskSampling | None = None
-    balancing: Literal["fixed", "uncertainty", "dynamic_weight_average", "gradnorm", "pcgrad"] = "fixed"
+    balancing: str = "fixed"
     class_balance: dict[str, str] = field(default_factory=dict)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     patience: int | None = 3

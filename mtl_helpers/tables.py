@@ -3,7 +3,6 @@
 import difflib
 import json
 import re
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .tasks import Span, Task
+from .warn import warn_caller
 
 OTHER_SEPARATORS = frozenset(";\t|")  # of files that call themselves CSV
 
@@ -106,7 +106,7 @@ def check_cells(
     if respelt:
         labels = listed(f"{short(label)} ({column}, {times} times)" for (column, label), times in respelt.items())
         what = "these labels differ from known ones in white space alone and are taken for them"
-        warnings.warn(f"{name}: {what}: {labels}", stacklevel=4)  # the caller of fit, evaluate or load_corpus
+        warn_caller(f"{name}: {what}: {labels}")
     return checked, problems
 
 

@@ -6,7 +6,6 @@ same weights to the bit (on the same machine, with the same number of threads).
 """
 
 import time
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate
@@ -28,6 +27,7 @@ from .optimization import learning_rate_factor, make_balance, make_optimizer, pr
 from .progress import progress
 from .settings import TrainingConfig
 from .tasks import IGNORE
+from .warn import warn_caller
 
 
 def fit(
@@ -160,7 +160,7 @@ def read_labels(model: MultiTaskModel, table: pd.DataFrame, which: str) -> list[
             f"{which}: found no label in {len(table)} rows, expected a column for one of {', '.join(names)}"
         )
     if without:
-        warnings.warn(f"{which} has no label for {', '.join(without)}", stacklevel=3)
+        warn_caller(f"{which} has no label for {', '.join(without)}")
     return examples
 
 

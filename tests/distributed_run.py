@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+import experiments.balancing_methods  # noqa: F401
 from mtl_helpers import MultiTaskModel, TrainingConfig, distributed, fit, load_corpus
 
 SETTINGS = {"epochs": 2, "max_tokens": 90, "learning_rate": 1e-3, "precision": "float32", "checkpoint_every": 3}

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+import experiments.balancing_methods  # noqa: F401
 from mtl_helpers import MultiTaskModel, SentenceEncoder, TaskSampling, TrainingConfig, fit, freeze, load_corpus
 
 FILE = Path(__file__).with_name("golden.json")
@@ -80,7 +81,7 @@ def train(strategy: str, options: dict, resumed: bool = False, **settings) -> st
     """Fingerprint of the weights after three short epochs."""
     corpus = load_corpus()
     rows = corpus[corpus["text"].str.len() < 60]
-    parts = [rows[rows["split"] == split].head(n) for split, n in (("train", 48), ("validation", 24))]
+    tables = [rows[rows["split"] == split].head(n) for split, n in (("train", 48), ("validation", 24))]
     torch.manual_seed(0)
     model = MultiTaskModel(SentenceEncoder.from_pretrained())
     freeze(model, strategy, **options)
@@ -89,34 +90,36 @@ def train(strategy: str, options: dict, resumed: bool = False, **settings) -> st
     with tempfile.TemporaryDirectory() as folder:
         if resumed:
             with killed_after(7):
-                fit(model, *parts, config, directory=folder)
+                fit(model, *tables, config, directory=folder)
             torch.manual_seed(0)
             model = MultiTaskModel(SentenceEncoder.from_pretrained())
             freeze(model, strategy, **options)
-        fit(model, *parts, config, directory=folder if resumed else None)
+        fit(model, *tables, config, directory=folder if resumed else None)
     return digest(model.state_dict())
 
 
 def golden() -> dict[str, str]:
     """{what: fingerprint}."""
     torch.set_num_threads(1)
-    found = {}
+    fingerprints = {}
     for balancing, name, resumed in product(BALANCING, STRATEGIES, (False, True)):
         key = f"{balancing}, {name}{', resumed' * resumed}"
-        found[key] = train(*STRATEGIES[name], resumed, balancing=balancing)
+        fingerprints[key] = train(*STRATEGIES[name], resumed, balancing=balancing)
     for name, settings in OTHERS.items():
-        found[name] = train(*STRATEGIES["full training"], **settings)
+        fingerprints[name] = train(*STRATEGIES["full training"], **settings)
     texts = [*load_corpus()["text"].head(200), "", "  ", "Zsófia's", "word " * 600]
     torch.manual_seed(0)
     model = MultiTaskModel(SentenceEncoder.from_pretrained()).eval()
-    found["encode"] = digest({"": model.encoder.encode(texts)})
+    fingerprints["encode"] = digest({"": model.encoder.encode(texts)})
     for pooling in ("cls", "max", "weighted", "last_layers"):
-        found[f"encode, {pooling}"] = digest({"": SentenceEncoder.from_pretrained(pooling=pooling).encode(texts)})
+        fingerprints[f"encode, {pooling}"] = digest(
+            {"": SentenceEncoder.from_pretrained(pooling=pooling).encode(texts)}
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table = model.predict(texts)
-    found["predict"] = hashlib.sha256(table.to_json(double_precision=15).encode()).hexdigest()[:16]
-    return found
+    fingerprints["predict"] = hashlib.sha256(table.to_json(double_precision=15).encode()).hexdigest()[:16]
+    return fingerprints
 
 
 def main() -> int:

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -13,15 +15,9 @@ from exactly import CONFIG, NAMES, assert_identical, weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from experiments.balancing_methods import DynamicWeightAverage, GradNorm, project_conflicts
 from mtl_helpers import TASKS, MultiTaskModel, TaskSampling, fit, freeze
-from mtl_helpers.balancing import (
-    BALANCING,
-    DynamicWeightAverage,
-    GradNorm,
-    LossBalance,
-    UncertaintyWeights,
-    project_conflicts,
-)
+from mtl_helpers.balancing import BALANCING, LossBalance, UncertaintyWeights
 from mtl_helpers.optimization import make_balance, make_optimizer, train_step
 from mtl_helpers.tasks import IGNORE
 
@@ -37,6 +33,21 @@ FREE = replace(PLAIN, max_norm=math.inf, task_weights=FACTORS)
 def by_task(*values: float | None) -> dict[str, float]:
     """{task: value}; None: the task isn't there."""
     return {name: value for name, value in zip("abcd", values, strict=False) if value is not None}
+
+
+def test_methods_are_registered_by_the_module_that_has_them():
+    """Once it is imported, as here, settings accept them; else what there is gets named."""
+    code = """if True:
+        from mtl_helpers import TrainingConfig
+        try:
+            TrainingConfig(balancing="gradnorm")
+        except ValueError as error:
+            print(error)
+        import experiments.balancing_methods
+        print(TrainingConfig(balancing="gradnorm").balancing)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout == "TrainingConfig: balancing is 'gradnorm', expected one of fixed, uncertainty\ngradnorm\n"
 
 
 @pytest.mark.parametrize("balancing", BALANCING)

@@ -16,6 +16,7 @@ import torch
 from exactly import CONFIG, STEPS, assert_identical, assert_same_history, scripted, stopping, weights
 from torch import Tensor
 
+import experiments.balancing_methods  # noqa: F401  (its methods belong to BALANCING then)
 from mtl_helpers import TASKS, History, MultiTaskModel, Task, TaskSampling, TrainingConfig, fit, freeze, training
 from mtl_helpers.balancing import BALANCING
 from mtl_helpers.folders import sha256_of

@@ -598,15 +598,14 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("command", OPTIONS)
-def test_help_names_every_option_with_examples_and_defaults(command: str, capsys):
+def test_help_names_every_option_with_an_example_and_defaults(command: str, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
     assert stopped.value.code == 0
     out = capsys.readouterr().out
     explained = out[out.index("positional arguments:") :]
     assert all(f"  {option}" in explained for option in OPTIONS[command].split())
-    examples = [line for line in out.splitlines() if line.startswith(f"  python -m mtl_helpers {command} ")]
-    assert len(examples) == 2
+    assert f"\n  python -m mtl_helpers {command} " in out
     assert "(default:" in explained and "None" not in out
 
 

@@ -19,10 +19,9 @@ from seqeval.metrics.sequence_labeling import precision_recall_fscore_support as
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 from torch.nn import functional as F
 
+from experiments.measures import class_report, confusion
 from mtl_helpers import TASKS, CorpusError, MultiTaskModel, SentenceEncoder, Task, evaluate
 from mtl_helpers.evaluation import (
-    class_report,
-    confusion,
     labelled,
     macro_f1,
     main_score,

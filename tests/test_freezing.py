@@ -74,13 +74,16 @@ def test_every_parameter_belongs_to_one_part(any_model):
         assert all(name.startswith("heads.") == part.endswith(" head") for name in own)
 
 
-def test_each_strategy_opens_its_parts_or_says_that_it_needs_layers(any_model):
+def test_each_strategy_opens_its_parts_or_says_what_it_needs(any_model):
     kind, layered = any_model.encoder.backbone.config.model_type, has_layers(any_model)
     without_bias = {part for part, own in parameters_by_part(any_model).items() if not any("bias" in n for n in own)}
+    backbone_parts = set(parameters_by_part(any_model)) - EXPECTED["backbone"]
     for strategy, opened in EXPECTED.items():
-        if strategy in LAYERED and not layered:
+        without = ("layers",) if strategy in LAYERED and not layered else ()
+        without += ("biases",) if strategy == "bias_only" and not backbone_parts - without_bias else ()
+        if without:
             use(any_model, "backbone")
-            with pytest.raises(ValueError, match=f"^(freezing the )?{strategy} needs layers.*{kind}"):
+            with pytest.raises(ValueError, match=f"^(freezing the )?{strategy} needs {without[0]}.*{kind}"):
                 use(any_model, strategy)
             assert training_parts(any_model) == EXPECTED["backbone"]  # as before
             continue

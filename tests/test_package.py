@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import mtl_helpers
+from mtl_helpers import TrainingConfig, evaluate, fit
 
 FOLDER = Path(mtl_helpers.__file__).parent
 SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.py"))}
@@ -67,3 +68,19 @@ def test_the_package_does_not_grow():
     reading = {name: n for name, n in lines.items() if name not in (*around.split(), "console", "__main__", "__init__")}
     assert sum(reading.values()) <= 2900
     assert sum(lines.values()) <= 5000
+
+
+def test_warnings_point_at_the_line_of_whoever_uses_the_package(model, short):
+    """However deep inside they are raised: in `predict`, `evaluate` and `fit`."""
+    rows = short[:4].assign(topic=" sports ")[["text", "topic"]]  # and no label of other tasks
+    rows.iloc[0, 0] = "word " * 100
+    config = TrainingConfig(epochs=1, max_tokens=100)
+    for use in (
+        lambda: model.predict(["word " * 100]),
+        lambda: evaluate(model, rows),
+        lambda: fit(model, rows, rows, config),
+        lambda: model.examples(rows),
+    ):
+        with pytest.warns(UserWarning) as caught:
+            use()
+        assert {warning.filename for warning in caught} == {__file__}, caught[0].message

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import experiments.balancing_methods  # noqa: F401
 from mtl_helpers import TASKS, MultiTaskModel, SentenceEncoder, Task, TrainingConfig, evaluate, fit, freeze, training
 from mtl_helpers.backbones import layers_of
 from mtl_helpers.evaluation import validate
