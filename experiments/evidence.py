@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_ind, ttest_rel
 
 from mtl_helpers import Task
 from mtl_helpers.evaluation import span_counts
@@ -147,8 +147,19 @@ def unpaired_interval(first: Sequence[float], second: Sequence[float]) -> Interv
 
     For runs that share a seed's number but nothing that moves their scores together: first weights of heads, order.
     """
-    low, high = ttest_ind(first, second, equal_var=False).confidence_interval()
-    return Interval(float(np.mean(first) - np.mean(second)), float(low), float(high))
+    return over_seeds(first, second, paired=False).interval
+
+
+def over_seeds(first: Sequence[float], second: Sequence[float], paired: bool) -> Difference:
+    """`first` minus `second` from a score per seed: what can be said where predictions were not kept.
+
+    The interval holds the seeds alone, not the choice of test sentences: Student's t on the differences if the seeds
+    of both sides share their data, Welch's t otherwise.
+    """
+    test = ttest_rel(first, second) if paired else ttest_ind(first, second, equal_var=False)
+    low, high = test.confidence_interval()
+    value = float(np.mean(first) - np.mean(second))
+    return Difference(Interval(value, float(low), float(high)), float(test.pvalue), POWER * abs(value / test.statistic))
 
 
 def holm(p: Sequence[float]) -> list[float]:

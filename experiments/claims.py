@@ -1,0 +1,223 @@
+"""What the course claims: one table, from which README and write-up take their sentences.
+
+Each claim is a comparison with rows behind it; its verdict is one of four words, after Holm's correction over the
+table. Rows of the first edition kept no predictions: their intervals hold the seeds alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+
+import numpy as np
+import pandas as pd
+
+from mtl_helpers import TASKS
+
+from . import around_the_backbone, one_or_many, pictures_05, why_entities_suffer
+from .evidence import Difference, holm, over_seeds
+from .sweeps import RESULTS
+
+NAMES = [task.name for task in TASKS]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One comparison.
+
+    Args:
+        name: short, for the table.
+        text: the finding in a sentence; {value} stands for the size of the difference, without its sign.
+        measure: gives the Difference, in points of F1 (or of Spearman's correlation times 100).
+        where: data and labels.
+        seeds: how many.
+        sentences: whether the interval holds the choice of test sentences too.
+        notebook: where the evidence stands.
+    """
+
+    name: str
+    text: str
+    measure: Callable[[], Difference]
+    where: str
+    seeds: int
+    sentences: bool
+    notebook: str
+
+
+def pooling() -> Difference:
+    """Heads on a frozen encoder: mean of the last four layers minus that of the last, mean of three sentence tasks."""
+    rows = around_the_backbone.STUDY.rows()
+    rows = rows[(rows["scaling"] == "as pooled") & (rows["head"] == "linear")]
+    means = 100 * rows.set_index(["pooling", "seed"])[NAMES[:3]].mean(axis=1)
+    return over_seeds(means["last_layers"], means["mean"], paired=False)
+
+
+def sharing() -> Difference:
+    """One model minus four models of their own, mean over four tasks."""
+    rows, rates = one_or_many.STUDY.rows(), one_or_many.RATES
+    chosen = rows[[rate == rates[tasks][1] for tasks, rate in zip(rows["tasks"], rows["learning_rate"], strict=True)]]
+    test = 100 * chosen.pivot(index="seed", columns=["tasks", "task"], values="test")
+    own = sum(test[name, name] for name in NAMES) / len(NAMES)
+    return over_seeds(test[one_or_many.FOUR].mean(axis=1), own, paired=False)
+
+
+def weight() -> Difference:
+    """Entities in the four-task model: a factor of ten minus the plain sum, validation."""
+    rows = why_entities_suffer.STUDY.rows().query("task == 'entities'").set_index(["variant", "seed"])["validation"]
+    return over_seeds(100 * rows["entity loss x 10"], 100 * rows["plain sum"], paired=False)
+
+
+@cache
+def frozen(file: str, size: int | None = None) -> pd.DataFrame:
+    """Rows of a study of freezing at the rate that five seeds were run with, (strategy, seed) x columns."""
+    rows = pd.read_csv(RESULTS / f"{file}.csv")
+    rows = rows if size is None else rows[rows["size"] == size]
+    rows = rows[rows.groupby(["strategy", "learning_rate"])["seed"].transform("nunique") == 5]
+    wide = rows.pivot(index=["strategy", "seed"], columns="task", values="test")
+    if "stsb" in rows:
+        wide["stsb"] = rows.groupby(["strategy", "seed"])["stsb"].first()
+    return 100 * wide
+
+
+def freezing(first: str, second: str, columns: list[str], size: int | None = None) -> Difference:
+    """One strategy minus another, mean over columns."""
+    wide = frozen("freezing_strategies" if size is None else "freezing_by_size", size)[columns].mean(axis=1)
+    return over_seeds(wide[first], wide[second], paired=size is not None)
+
+
+def scarce(first: str, second: str, pairs: list[tuple[str, int]]) -> Difference:
+    """One way with a scarce task minus another, mean over pairs and sizes, users paired."""
+    sides = [np.mean([pictures_05.scores(*pair, way) for pair in pairs], axis=0) for way in (first, second)]
+    return over_seeds(*sides, paired=True)
+
+
+def chosen_weights() -> Difference:
+    """Uncertainty weighting minus the best of three weights by each user's own labels, mean of four panels."""
+    ours = np.mean([pictures_05.scores(*panel, "uncertainty") for panel in pictures_05.PANELS], axis=0)
+    weights = ("weights 1 : 1", "weights 1 : 3", "weights 1 : 10")
+    theirs = np.mean([pictures_05.chosen_among(weights, *panel) for panel in pictures_05.PANELS], axis=0)
+    return over_seeds(ours, theirs, paired=True)
+
+
+CORPUS, FEW = "corpus, all labels", "corpus, 50 labels"
+CLAIMS = (
+    Claim(
+        "a related second task",
+        "A second task that marks where entities are brings scarce typed entities {value} points, against training "
+        "them alone for as many rows in all.",
+        partial(pictures_05.against_longer, "together"),
+        FEW,
+        pictures_05.users(),
+        True,
+        "05",
+    ),
+    Claim(
+        "an unrelated second task",
+        "Topic as a second task costs scarce sentiment {value} points, against training it alone for as many rows in "
+        "all.",
+        partial(scarce, "together", "alone, twice as long", [("topic → sentiment", 50)]),
+        FEW,
+        5,
+        False,
+        "05",
+    ),
+    Claim(
+        "one model against four",
+        "One model for four tasks is {value} points behind four models in the mean, at a quarter of the time.",
+        sharing,
+        CORPUS,
+        5,
+        False,
+        "04",
+    ),
+    Claim(
+        "a weight for the token task",
+        "A factor of ten on the loss of entities brings them {value} points over a plain sum (validation).",
+        weight,
+        CORPUS,
+        5,
+        False,
+        "04",
+    ),
+    Claim(
+        "heads first: forgetting",
+        "Heads first keeps {value} points more of the encoder's sense of similarity than full training (STS-B).",
+        partial(freezing, "heads first", "full training", ["stsb"]),
+        CORPUS,
+        5,
+        False,
+        "03",
+    ),
+    Claim(
+        "heads first: quality",
+        "Heads first changes the mean of four tasks by {value} points against full training for three epochs.",
+        partial(freezing, "heads first", "full training", NAMES),
+        CORPUS,
+        5,
+        False,
+        "03",
+    ),
+    Claim(
+        "frozen encoder, few labels",
+        "With 50 sentences, heads alone on the last four layers are {value} points ahead of full training (mean of "
+        "three sentence tasks).",
+        partial(freezing, "heads alone, last four layers", "full training", NAMES[:3], 50),
+        "corpus, 50 sentences",
+        5,
+        False,
+        "03",
+    ),
+    Claim(
+        "pooling on a frozen encoder",
+        "Heads on a frozen encoder gain {value} points by reading the last four layers instead of the last (mean of "
+        "three sentence tasks).",
+        pooling,
+        CORPUS,
+        5,
+        False,
+        "02",
+    ),
+    Claim(
+        "uniform against proportional shares",
+        "Uniform shares bring a scarce task {value} points over proportional ones, at 1,600 rows in all.",
+        partial(scarce, "uniform", "proportional", pictures_05.PANELS),
+        "corpus, 50 and 200 labels",
+        5,
+        False,
+        "05",
+    ),
+    Claim(
+        "learnt against chosen weights",
+        "Uncertainty weighting is {value} points behind a weight that each user picks among three by her own labels.",
+        chosen_weights,
+        "corpus, 50 and 200 labels",
+        5,
+        False,
+        "05",
+    ),
+)
+
+
+@cache
+def table() -> pd.DataFrame:
+    """All claims: name, text, verdict, value, low, high, visible (smallest effect seen 4 times in 5), where, seeds."""
+    differences = [claim.measure() for claim in CLAIMS]
+    adjusted = holm([difference.p for difference in differences])
+    return pd.DataFrame(
+        {
+            "claim": [claim.name for claim in CLAIMS],
+            "text": [
+                claim.text.format(value=f"{abs(difference.interval.value):.1f}")
+                for claim, difference in zip(CLAIMS, differences, strict=True)
+            ],
+            "verdict": [difference.verdict(p) for difference, p in zip(differences, adjusted, strict=True)],
+            "value": [difference.interval.value for difference in differences],
+            "low": [difference.interval.low for difference in differences],
+            "high": [difference.interval.high for difference in differences],
+            "p": adjusted,
+            "visible": [difference.visible for difference in differences],
+            "where": [claim.where for claim in CLAIMS],
+            "seeds": [claim.seeds for claim in CLAIMS],
+            "interval over": ["seeds, sentences" if claim.sentences else "seeds" for claim in CLAIMS],
+            "notebook": [claim.notebook for claim in CLAIMS],
+        }
+    ).set_index("claim")
