@@ -11,7 +11,7 @@ help:
 	@echo "make slides   ten slides from the write-up: _site/slides.html, and slides.pdf if Chromium is there"
 	@echo "make test     install, check the style, run all tests (the notebooks included)"
 	@echo "make quick    the same without the notebooks"
-	@echo "make lab      install, open the notebooks in JupyterLab"
+	@echo "make lab      install, open copies of the notebooks in JupyterLab"
 	@echo "make serve    install, serve a model on this machine (the first time it is trained, about two minutes)"
 	@echo "make lint     format and check the code without running it"
 	@echo "make clean    delete .venv, _build, _site and caches"
@@ -54,8 +54,9 @@ quick: .venv/.installed
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/test_notebooks.py --ignore tests/test_site.py
 
 lab: .venv/.installed
-	@echo "starting JupyterLab (Ctrl-C twice stops it)"
-	@$(BIN)/jupyter lab notebooks
+	@test -d lab || cp -R notebooks lab
+	@echo "starting JupyterLab on copies in lab/ (delete it for fresh ones; Ctrl-C twice stops it)"
+	@$(BIN)/jupyter lab lab/00_write_up.ipynb
 
 out/served/model.onnx: | .venv/.installed
 	@echo "training a model for one epoch, once; python -m mtl_helpers train makes a better one"

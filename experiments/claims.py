@@ -27,6 +27,7 @@ class Claim:
     Args:
         name: short, for the table.
         text: the finding in a sentence; {value} stands for the size of the difference, without its sign.
+        sign: the sign that the sentence gives it, +1 or -1.
         measure: gives the Difference, in points of F1 (or of Spearman's correlation times 100).
         where: data and labels.
         seeds: how many.
@@ -36,6 +37,7 @@ class Claim:
 
     name: str
     text: str
+    sign: int
     measure: Callable[[], Difference]
     where: str
     seeds: int
@@ -104,6 +106,7 @@ CLAIMS = (
         "a related second task",
         "A second task that marks where entities are brings scarce typed entities {value} points, against training "
         "them alone for as many rows in all.",
+        1,
         partial(pictures_05.against_longer, "together"),
         FEW,
         pictures_05.users(),
@@ -114,6 +117,7 @@ CLAIMS = (
         "an unrelated second task",
         "Topic as a second task costs scarce sentiment {value} points, against training it alone for as many rows in "
         "all.",
+        -1,
         partial(scarce, "together", "alone, twice as long", [("topic → sentiment", 50)]),
         FEW,
         5,
@@ -123,6 +127,7 @@ CLAIMS = (
     Claim(
         "one model against four",
         "One model for four tasks is {value} points behind four models in the mean, at a quarter of the time.",
+        -1,
         sharing,
         CORPUS,
         5,
@@ -132,6 +137,7 @@ CLAIMS = (
     Claim(
         "a weight for the token task",
         "A factor of ten on the loss of entities brings them {value} points over a plain sum (validation).",
+        1,
         weight,
         CORPUS,
         5,
@@ -140,7 +146,9 @@ CLAIMS = (
     ),
     Claim(
         "heads first: forgetting",
-        "Heads first keeps {value} points more of the encoder's sense of similarity than full training (STS-B).",
+        "Heads first keeps {value} points more of the encoder's sense of similarity than full training (STS-B, "
+        "Spearman's correlation times 100).",
+        1,
         partial(freezing, "heads first", "full training", ["stsb"]),
         CORPUS,
         5,
@@ -150,6 +158,7 @@ CLAIMS = (
     Claim(
         "heads first: quality",
         "Heads first changes the mean of four tasks by {value} points against full training for three epochs.",
+        1,
         partial(freezing, "heads first", "full training", NAMES),
         CORPUS,
         5,
@@ -160,6 +169,7 @@ CLAIMS = (
         "frozen encoder, few labels",
         "With 50 sentences, heads alone on the last four layers are {value} points ahead of full training (mean of "
         "three sentence tasks).",
+        1,
         partial(freezing, "heads alone, last four layers", "full training", NAMES[:3], 50),
         "corpus, 50 sentences",
         5,
@@ -170,6 +180,7 @@ CLAIMS = (
         "pooling on a frozen encoder",
         "Heads on a frozen encoder gain {value} points by reading the last four layers instead of the last (mean of "
         "three sentence tasks).",
+        1,
         pooling,
         CORPUS,
         5,
@@ -179,6 +190,7 @@ CLAIMS = (
     Claim(
         "uniform against proportional shares",
         "Uniform shares bring a scarce task {value} points over proportional ones, at 1,600 rows in all.",
+        1,
         partial(scarce, "uniform", "proportional", pictures_05.PANELS),
         "corpus, 50 and 200 labels",
         5,
@@ -188,6 +200,7 @@ CLAIMS = (
     Claim(
         "learnt against chosen weights",
         "Uncertainty weighting is {value} points behind a weight that each user picks among three by her own labels.",
+        -1,
         chosen_weights,
         "corpus, 50 and 200 labels",
         5,
@@ -199,8 +212,15 @@ CLAIMS = (
 
 @cache
 def table() -> pd.DataFrame:
-    """All claims: name, text, verdict, value, low, high, visible (smallest effect seen 4 times in 5), where, seeds."""
+    """All claims: name, text, verdict, value, low, high, visible (smallest effect seen 4 times in 5), where, seeds.
+
+    Raises:
+        ValueError: a sentence says the opposite of its rows, or rows are missing.
+    """
     differences = [claim.measure() for claim in CLAIMS]
+    for claim, difference in zip(CLAIMS, differences, strict=True):
+        if difference.interval.value * claim.sign < 0:
+            raise ValueError(f"claim {claim.name!r}: the sentence gives the difference another sign than its rows do")
     adjusted = holm([difference.p for difference in differences])
     return pd.DataFrame(
         {

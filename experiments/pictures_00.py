@@ -64,7 +64,7 @@ QUESTIONS = (  # x, y, width in characters, text
     (8.4, 6.2, 26, "Thousands: several tasks on the same texts?"),
 )
 ADVICE = (  # the same, and the claim that stands behind it
-    (5, 9.5, 60, "First the score to beat: heads on the frozen encoder, last four layers", "pooling on a frozen encoder"),
+    (5, 9.5, 60, "The score to beat: heads on the frozen encoder, last four layers", "pooling on a frozen encoder"),
     (1.7, 6.2, 30, "About 50, whole sentences: is the frozen encoder enough?", "frozen encoder, few labels"),
     (3.1, 3.9, 30, "Yes: train both together, and compare with alone for as many rows in all", "a related second task"),
     (6.2, 3.9, 24, "No: alone, long enough; more labels before any method", "an unrelated second task"),

@@ -9,6 +9,7 @@ import pytest
 import readme
 
 import mtl_helpers
+from mtl_helpers import Task, load_corpus
 from mtl_helpers.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,6 +59,14 @@ def test_python_example_runs(yours: None):
         exec(compile(example, "README.md", "exec"), names)
     assert set(names["scores"]["task"]) == {"urgency", "mood"}
     assert mtl_helpers.MultiTaskModel.from_pretrained("model").predict(["Behold!"]).shape == (1, 5)
+
+
+def test_rows_of_the_csv_example_are_good(tmp_path: Path):
+    (tmp_path / "rows.csv").write_text(re.findall(r"```csv\n(.*?)```", TEXT, re.DOTALL)[0], "utf-8")
+    tasks = [Task("urgency", ("high", "low")), Task("mood", ("bad", "good")), Task("entities", ("PER",), "token")]
+    table = load_corpus(tmp_path / "rows.csv", tasks=tasks)
+    spans = [[text[a:b] for a, b, _ in s] for text, s in zip(table["text"], table["entities"], strict=True) if s]
+    assert len(table) == 3 and spans == [["Ana Duarte"]] and table["mood"].isna().sum() == 1
 
 
 def test_shell_example_runs(yours: None, capsys: pytest.CaptureFixture[str]):

@@ -1,0 +1,48 @@
+"""The table of claims: at most ten, four verdicts, sentences that agree with their rows."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_1samp
+
+from experiments import claims
+from experiments.evidence import POWER, holm, over_seeds
+
+
+def test_the_table_has_ten_claims_with_verdicts_that_follow_from_it():
+    table = claims.table()
+    assert 1 <= len(table) <= 10 and table.index.is_unique
+    for claim, row in zip(claims.CLAIMS, table.itertuples(), strict=True):
+        assert row.low <= row.value <= row.high and row.visible > 0 and row.seeds == claim.seeds
+        assert f"{abs(row.value):.1f}" in row.text and "{" not in row.text
+        apart = row.low > 0 or row.high < 0
+        expected = {True: "shown", False: "likely" if apart else r"undecided|none larger than \d+\.\d"}[row.p < 0.05]
+        assert re.fullmatch(expected, row.verdict)
+        if row.verdict.startswith("none"):
+            bound = float(row.verdict.split()[-1])
+            assert max(-row.low, row.high) <= bound + 0.05 and bound <= 2
+    raw = [claim.measure().p for claim in claims.CLAIMS]
+    assert table["p"].tolist() == holm(raw)
+
+
+def test_a_sentence_that_says_the_opposite_is_refused(monkeypatch):
+    monkeypatch.setattr(claims, "CLAIMS", [replace(claims.CLAIMS[1], sign=-claims.CLAIMS[1].sign)])
+    with pytest.raises(ValueError, match="another sign than its rows"):
+        claims.table.__wrapped__()
+
+
+def test_differences_over_seeds_paired_and_not():
+    generator = np.random.default_rng(0)
+    shared = generator.normal(0, 10, 8)
+    first, second = shared + generator.normal(2, 1, 8), shared + generator.normal(0, 1, 8)
+    paired, apart = over_seeds(first, second, True), over_seeds(first, second, False)
+    reference = ttest_1samp(first - second, 0)
+    assert paired.p == pytest.approx(reference.pvalue)
+    assert paired.interval == pytest.approx(
+        (np.mean(first - second), reference.confidence_interval().low, reference.confidence_interval().high)
+    )
+    assert paired.visible == pytest.approx(POWER * np.std(first - second, ddof=1) / 8**0.5)
+    assert apart.interval.value == pytest.approx(paired.interval.value)
+    assert apart.interval.high - apart.interval.low > 3 * (paired.interval.high - paired.interval.low)
