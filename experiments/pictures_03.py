@@ -1,0 +1,265 @@
+"""The pictures of notebook 03 and of appendix A2, each from tables of one row per way, seed and task.
+
+Columns, wherever a table is asked for: way (as in WAYS), seed, task, test (F1, 0 to 1), where needed size (training
+sentences) and stsb (Spearman's correlation that is left on STS-B). Rows of another study with these columns will do.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mtl_helpers import TASKS
+from mtl_helpers.intervals import Interval, seed_interval
+
+from .evidence import Difference
+from .figures import GREY, TASK_COLOURS, curve_with_intervals, dots_with_intervals, headline
+from .halving import Halving
+from .pictures_02 import OUTSIDE, unpaired_interval
+
+FULL, FROZEN = "full training", "heads alone, last four layers"
+WAYS = {  # colour and marker
+    FULL: ("#000000", "s"),
+    "heads first": ("#8e3fb0", "o"),
+    "lower half frozen": ("#8c510a", "^"),
+    "LoRA": ("#E69F00", "v"),
+    FROZEN: ("#56B4E9", "D"),
+    "heads alone": ("#56B4E9", "D"),
+}
+SHOWN = ("heads first", "LoRA", "lower half frozen", FROZEN)
+NAMES = [task.name for task in TASKS]
+MEAN = "mean of four"
+OPENED = {  # from the top down: way, what trains besides the heads
+    "heads alone": "nothing",
+    "only the top layer": "layer 6",
+    "lower half frozen": "layers\n4 to 6",
+    "embeddings frozen": "all six\nlayers",
+    FULL: "and em-\nbeddings",
+}
+
+
+def tidy(rows: pd.DataFrame, halving: Halving) -> pd.DataFrame:
+    """The rows of a study at the rates that were chosen, in the columns that the pictures take."""
+    return halving.settled(rows).rename(columns={"strategy": "way"})
+
+
+def points(rows: pd.DataFrame, way: str) -> pd.DataFrame:
+    """F1 on test of one way in points, seeds x tasks, and the mean over the tasks."""
+    wide = 100 * rows[rows["way"] == way].pivot(index="seed", columns="task", values="test")
+    return wide.assign(**{MEAN: wide.mean(axis=1)})
+
+
+def left_over(rows: pd.DataFrame, way: str) -> pd.Series:
+    """Spearman's correlation that one way leaves on STS-B, by seed."""
+    return rows[rows["way"] == way].groupby("seed")["stsb"].first()
+
+
+def against(rows: pd.DataFrame, way: str, task: str, paired: bool = False, reference: str = FULL) -> Interval:
+    """One way minus another in points of F1, on a task or on MEAN.
+
+    Args:
+        paired: whether equal seeds have something in common, such as the sentences that were drawn.
+    """
+    ours, theirs = points(rows, way)[task], points(rows, reference)[task]
+    return seed_interval(ours - theirs) if paired else unpaired_interval(ours, theirs)
+
+
+def forgets_less(rows: pd.DataFrame, way: str, paired: bool = False) -> Interval:
+    """How much more of STS-B's correlation one way leaves than full training does."""
+    ours, theirs = left_over(rows, way), left_over(rows, FULL)
+    if paired:
+        return seed_interval(ours - theirs)
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # an encoder that stays: five equal numbers
+        return unpaired_interval(ours, theirs)
+
+
+def verdict(difference: Interval) -> str:
+    """Likely, undecided or none larger than x; never "shown", for which intervals over seeds alone are not enough."""
+    return Difference(difference, np.nan, np.nan).verdict(p_adjusted=1.0)
+
+
+# ---------------------------------------------------------------------------------------------------------- pictures
+
+
+def frozen_head(rows: pd.DataFrame) -> Figure:
+    """What an epoch without its labels does to a task whose head is frozen, and to the other three.
+
+    Args:
+        rows: of the study frozen_head: seed, task, backbone (moving or frozen), and before, after, others_before and
+            others_after (F1, 0 to 1).
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.2), sharex=True, sharey=True)
+    panels = {"the task whose head is frozen": "", "the other three": "others_"}
+    for ax, (title, whose) in zip(axes, panels.items(), strict=True):
+        change = rows.assign(change=100 * (rows[f"{whose}after"] - rows[f"{whose}before"]))
+        wide = change.pivot(index="seed", columns=["backbone", "task"], values="change")
+        moving, still = ([seed_interval(wide[kind, task]) for task in NAMES] for kind in ("moving", "frozen"))
+        dots_with_intervals(ax, _written(NAMES), moving, "black", "+.1f", still)
+        ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
+        ax.set(title=title, xlabel="change on test, points of F1", xlim=(-23, 5))
+    axes[0].text(-12, -0.42, "encoder moving", fontsize=10, ha="center")
+    axes[0].text(-1, 3.32, "encoder frozen too", color=GREY, fontsize=10, ha="right")
+    headline(figure, "A frozen head does not protect its task from a moving encoder")
+    plt.close(figure)
+    return figure
+
+
+def quality(rows: pd.DataFrame, ways: Sequence[str] = SHOWN) -> Figure:
+    """F1 on test of some ways, a panel a task; a line where full training is."""
+    figure, axes = plt.subplots(1, len(NAMES), figsize=(9.5, 3.1), sharex=True, sharey=True)
+    for ax, task in zip(axes, NAMES, strict=True):
+        full = points(rows, FULL)[task].mean()
+        ax.axvline(full, color="black", linewidth=1.2)
+        _dots(ax, ways, {way: seed_interval(points(rows, way)[task]) for way in ways}, ".0f")
+        ax.text(full - 3, 1.4, f"full training {full:.0f}", fontsize=9.5, ha="right", va="center")
+        ax.set(title=task.replace("_", " "), xlim=(10, 106), xticks=(25, 50, 75, 100))
+    axes[0].set_yticks(range(len(ways)), _two_lines(ways))
+    figure.supxlabel("F1 on test, points", fontsize=11)
+    headline(figure, "With all the data most ways are level, except for entities")
+    plt.close(figure)
+    return figure
+
+
+def by_size(
+    rows: pd.DataFrame,
+    ways: Sequence[str] = (FULL, "heads first", "lower half frozen", FROZEN),
+    yours: tuple[int, dict[str, float]] | None = None,
+) -> Figure:
+    """F1 on test by the number of training sentences, a panel a task.
+
+    Args:
+        yours: number of sentences and {task: F1, 0 to 1} of a model to add.
+    """
+    figure, axes = plt.subplots(1, len(NAMES), figsize=(9.5, 3.9), sharex=True, sharey=True)
+    sizes, shifts = sorted(rows["size"].unique()), np.geomspace(0.9, 1.12, len(ways))
+    for ax, task in zip(axes, NAMES, strict=True):
+        for way, shift in zip(ways, shifts, strict=True):
+            colour, marker = WAYS[way]
+            own = [seed_interval(points(rows[rows["size"] == size], way)[task]) for size in sizes]
+            look = {"color": colour, "marker": marker, "lw": 1.3, "capsize": 2}
+            curve_with_intervals(ax, shift * np.array(sizes, dtype=float), own, **look)
+        if yours:
+            ax.plot(yours[0], 100 * yours[1][task], "*", color="#CC0000", markersize=13, zorder=4)
+            place, white = (yours[0], 100 * yours[1][task]), {"fc": "white", "ec": "none", "pad": 0.3}
+            look = {"color": "#CC0000", "bbox": white, "zorder": 3.5, "weight": "bold"}
+            ax.annotate(f"{100 * yours[1][task]:.0f}", place, (9, -10), textcoords="offset points", **look)
+        ax.set(title=task.replace("_", " "), xscale="log", xlim=(38, 2900), ylim=(0, 102))
+        ax.set_xticks(sizes, [str(size) for size in sizes])
+        ax.minorticks_off()
+    axes[0].set_ylabel("F1 on test, points")
+    figure.supxlabel("training sentences", fontsize=11)
+    for i, way in enumerate(ways):
+        axes[0].text(60, 36 - 7.5 * i, way.replace(", last", ",\nlast"), color=WAYS[way][0], fontsize=9.5, va="top")
+    headline(figure, "With few labels the task decides what to freeze")
+    plt.close(figure)
+    return figure
+
+
+def price(rows: pd.DataFrame, cost: pd.DataFrame) -> Figure:
+    """What is left on STS-B, seconds of training and megabytes; lines where full training is.
+
+    Args:
+        rows: with stsb, also of the way "everything frozen".
+        cost: way, seed, run (seconds), megabytes, as `freezing_cost.totals` gives them.
+    """
+    ways = ("heads first", "LoRA", "lower half frozen", "heads alone")
+    figure, axes = plt.subplots(1, 3, figsize=(9.5, 3.1), sharey=True)
+    seconds, memory = (cost.pivot(index="seed", columns="way", values=name) for name in ("run", "megabytes"))
+    panels = {
+        "similarity left (STS-B)": ({way: left_over(rows, way) for way in (FULL, *ways)}, ".2f"),
+        "seconds, three epochs": ({way: seconds[way] for way in (FULL, *ways)}, ".0f"),
+        "megabytes": ({way: memory[way] for way in (FULL, *ways)}, ".0f"),
+    }
+    for ax, (title, (values, unit)) in zip(axes, panels.items(), strict=True):
+        full = values[FULL].mean()
+        ax.axvline(full, color="black", linewidth=1.2)
+        _dots(ax, ways, {way: seed_interval(values[way]) for way in ways}, unit)
+        ax.set_title(title)
+        edge = axes[0] is ax
+        look = {"fontsize": 9.5, "va": "center", "ha": "left" if edge else "right"}
+        ax.text(full + 0.006 if edge else 0.98 * full, 2.5, f"full training {full:{unit}}", **look)
+    axes[0].set(xlim=(0.5, 0.88), xlabel="Spearman's correlation")
+    untouched = left_over(rows, "everything frozen").mean()
+    axes[0].axvline(untouched, color=GREY, linestyle="--", linewidth=1)
+    axes[0].text(untouched + 0.005, 1.5, "untouched", color=GREY, fontsize=9.5, rotation=90, va="center")
+    axes[1].set(xlim=(0, 64), xlabel="one core, bfloat16")
+    axes[2].set(xlim=(0, 530), xlabel="peak of a training step")
+    axes[0].set_yticks(range(len(ways)), _two_lines(ways))
+    headline(figure, "Full training (black lines) forgets most and costs most")
+    plt.close(figure)
+    return figure
+
+
+def from_the_top(rows: pd.DataFrame) -> Figure:
+    """F1 on test by how much of the encoder trains, from the heads alone to everything, a line a task."""
+    figure, ax = plt.subplots(figsize=(7.5, 3.8))
+    shifts = {"sentence_type": 2, "sentiment": -2, "topic": 3, "entities": -2}
+    for task in NAMES:
+        own = [seed_interval(points(rows, way)[task]) for way in OPENED]
+        curve_with_intervals(ax, range(len(OPENED)), own, color=TASK_COLOURS[task])
+        place = (len(OPENED) - 0.88, own[-1].value + shifts[task])
+        ax.text(*place, task.replace("_", " "), color=TASK_COLOURS[task], va="center", fontsize=10)
+    ax.set_xticks(range(len(OPENED)), OPENED.values())
+    ax.set(xlabel="what trains besides the heads", ylabel="F1 on test, points", ylim=(15, 103), xlim=(-0.2, 5))
+    ax.set_title("From the top down: the upper half brings nearly everything")
+    plt.close(figure)
+    return figure
+
+
+def outside(rows: pd.DataFrame, ways: Sequence[str] = (FULL, "heads first", "lower half frozen", FROZEN)) -> Figure:
+    """F1 on public data: question types and entities, a row a way."""
+    figure, ax = plt.subplots(figsize=(7.5, 3))
+    for task, colour, marker in (("question_type", OUTSIDE, "^"), ("entities", TASK_COLOURS["entities"], "o")):
+        for place, way in enumerate(ways):
+            value, low, high = seed_interval(points(rows, way)[task])
+            bars = {"xerr": [[value - low], [high - value]], "capsize": 3}
+            ax.errorbar(value, place, fmt=marker, color=colour, markersize=6, **bars)
+            ax.annotate(f"{value:.0f}", (value, place), (0, 6), textcoords="offset points", ha="center", fontsize=10)
+    ax.set_yticks(range(len(ways)), _two_lines(ways))
+    ax.set(xlim=(0, 100), ylim=(len(ways) - 0.5, -0.9), xlabel="F1 on test, points")
+    ax.text(84, -0.62, "question types", color="#8a5f00", ha="center", fontsize=10)
+    ax.text(33, -0.62, "entities in posts", color=TASK_COLOURS["entities"], ha="center", fontsize=10)
+    ax.set_title("Outside the corpus only heads alone fall behind, on entities")
+    plt.close(figure)
+    return figure
+
+
+def moved(rows: pd.DataFrame, ways: Sequence[str] = (FULL, "heads first", "lower half frozen", "LoRA")) -> Figure:
+    """How alike each layer is to what it was before training (CKA), from columns cka_0 to cka_6."""
+    figure, ax = plt.subplots(figsize=(7.5, 3.8))
+    columns = [f"cka_{layer}" for layer in range(7)]
+    for way in ways:
+        own = rows[rows["way"] == way].groupby("seed")[columns].first()
+        colour, marker = WAYS[way]
+        curve_with_intervals(ax, range(7), [seed_interval(own[name]) for name in columns], color=colour, marker=marker)
+        height = own["cka_6"].mean() + {FULL: -0.03, "lower half frozen": 0.045}.get(way, 0)
+        ax.text(6.15, height, way, color=colour, va="center", fontsize=10)
+    ax.set(xlabel="layer (0: embeddings)", ylabel="CKA with the pretrained encoder", ylim=(0, 1.03), xlim=(-0.2, 7.6))
+    ax.set_xticks(range(7))
+    ax.set_title("The higher the layer, the further it moves")
+    plt.close(figure)
+    return figure
+
+
+def _dots(ax: Axes, ways: Sequence[str], values: dict[str, Interval], unit: str) -> None:
+    """A dot with its interval for each way, in its colour, the value beside it."""
+    for place, way in enumerate(ways):
+        value, low, high = values[way]
+        colour, marker = WAYS[way]
+        bars = {"xerr": [[value - low], [high - value]], "capsize": 3}
+        ax.errorbar(value, place, fmt=marker, color=colour, markersize=6, zorder=3, **bars)
+        look = {"ha": "center", "fontsize": 10, "bbox": {"fc": "white", "ec": "none", "pad": 0.5}, "zorder": 2.5}
+        ax.annotate(f"{value:{unit}}", (value, place), (0, 7), textcoords="offset points", **look)
+    ax.set_ylim(len(ways) - 0.5, -0.7)
+
+
+def _written(names: Sequence[str]) -> list[str]:
+    return [name.replace("_", " ") for name in names]
+
+
+def _two_lines(ways: Sequence[str]) -> list[str]:
+    return [way.replace(", last", ",\nlast") for way in ways]
