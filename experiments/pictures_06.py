@@ -48,7 +48,7 @@ def time_and_agreement(speed: pd.DataFrame, yours: dict | None = None) -> Figure
     left.set_title("filled: one text a call, open: 32")
     right.set(xlabel="texts with the same answer, %", title="same answers as ONNX fp32")
     right.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    headline(figure, "Without torch one text takes less than half the time; rounding saves more, at a price")
+    headline(figure, "Without torch in less than half the time; rounding saves more, at a price")
     plt.close(figure)
     return figure
 
@@ -109,10 +109,12 @@ def memory(server: pd.DataFrame, file: pd.DataFrame) -> Figure:
         left.text(10_200, own["memory_mb"].iloc[-1], f" {NAMES[name]}", color=colour, va="center", fontsize=10)
     colour = COLOURS["int8 in blocks"]
     right.plot(file["rows"], file["memory_mb"], color=colour, marker=MARKERS[colour], markersize=5)
-    left.set(title="a server", xlabel="requests answered", ylabel="MB", ylim=(0, None))
+    left.set(title="a server", xlabel="requests answered", ylabel="MB")
     right.set(title="predict on a file", xlabel="rows labelled")
-    for ax in (left, right):
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    most = max(server["memory_mb"].max(), file["memory_mb"].max())
+    for ax, step in ((left, 2500), (right, 5000)):
+        ax.set(xlim=(-0.1 * step, 4.1 * step), ylim=(0, 1.15 * most))
+        ax.set_xticks(range(0, 4 * step + 1, step), [f"{value:,}" for value in range(0, 4 * step + 1, step)])
     headline(figure, "Memory does not grow with the work")
     plt.close(figure)
     return figure
@@ -122,8 +124,8 @@ def watched(table: pd.DataFrame) -> Figure:
     """What users get beside what can be seen without labels, by share of garbled words.
 
     Args:
-        table: index share of garbled words in percent; columns of the tasks (F1 in points), `unsure` and `far`
-            (percent of the texts).
+        table: index share of garbled words in percent; columns of the tasks (F1 in points), `unsure`
+            (percent of the answers) and `far` (percent of the texts).
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6), sharex=True)
     for task, name in TASK_NAMES.items():
@@ -136,7 +138,7 @@ def watched(table: pd.DataFrame) -> Figure:
         right.plot(table.index, table[name], color=colour, marker=MARKERS[colour], markersize=6)
         right.text(table.index[-1] + 1.5, table[name].iloc[-1], text, color="black", va="center", fontsize=10)
     left.set(title="needs labels: F1 in points", xlabel="words garbled, %", ylim=(0, 100))
-    right.set(title="needs none: share of texts, %", xlabel="words garbled, %", ylim=(0, None))
+    right.set(title="needs none: share, %", xlabel="words garbled, %", ylim=(0, None))
     headline(figure, "Both signals rise as the answers get worse")
     plt.close(figure)
     return figure
