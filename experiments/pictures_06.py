@@ -100,22 +100,27 @@ def _name_lines(ax: Axes, ends: dict[str, float], x: float) -> None:
         ax.text(x * 1.12, place, NAMES[name], color=COLOURS[name], va="center", fontsize=10)
 
 
-def memory(server: pd.DataFrame, file: pd.DataFrame) -> Figure:
-    """Memory of a server by requests answered, and of `predict` by rows of a file."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3), sharey=True)
+def memory(server: pd.DataFrame, file: pd.DataFrame, other: pd.DataFrame) -> Figure:
+    """Memory of a server by requests answered, of `predict` by rows of a file, of two runtimes by shapes of batches."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.5, 3), sharey=True)
     for name, own in server.groupby("backend"):
-        colour = COLOURS[name]
-        left.plot(own["requests"], own["memory_mb"], color=colour, marker=MARKERS[colour], markersize=5)
-        left.text(10_200, own["memory_mb"].iloc[-1], f" {NAMES[name]}", color=colour, va="center", fontsize=10)
+        left.plot(own["requests"], own["memory_mb"], color=COLOURS[name], marker=MARKERS[COLOURS[name]], markersize=5)
+        above = name == "fp32"
+        place = (10_000, own["memory_mb"].iloc[-1] + (30 if above else -60))
+        left.text(*place, NAMES[name], color=COLOURS[name], ha="right", fontsize=10)
     colour = COLOURS["int8 in blocks"]
-    right.plot(file["rows"], file["memory_mb"], color=colour, marker=MARKERS[colour], markersize=5)
+    middle.plot(file["rows"], file["memory_mb"], color=colour, marker=MARKERS[colour], markersize=5)
+    for name, colour in (("ONNX Runtime", COLOURS["fp32"]), ("OpenVINO", PALETTE[1])):
+        own = other[(other["runtime"] == name) & (other["what"] == "memory_mb")]
+        right.plot(own["n"], own["value"], color=colour, marker=MARKERS[colour], markersize=5)
+        right.text(own["n"].max(), own["value"].iloc[-1] + 30, name, color=colour, ha="right", fontsize=10)
     left.set(title="a server", xlabel="requests answered", ylabel="MB")
-    right.set(title="predict on a file", xlabel="rows labelled")
-    most = max(server["memory_mb"].max(), file["memory_mb"].max())
-    for ax, step in ((left, 2500), (right, 5000)):
-        ax.set(xlim=(-0.1 * step, 4.1 * step), ylim=(0, 1.15 * most))
-        ax.set_xticks(range(0, 4 * step + 1, step), [f"{value:,}" for value in range(0, 4 * step + 1, step)])
-    headline(figure, "Memory does not grow with the work")
+    middle.set(title="predict on a file", xlabel="rows labelled")
+    right.set(title="a runtime", xlabel="shapes of batches seen")
+    for ax, step in ((left, 5000), (middle, 10_000), (right, 200)):
+        ax.set(xlim=(-0.06 * step, 2.06 * step), ylim=(0, None))
+        ax.set_xticks(range(0, 2 * step + 1, step), [f"{value:,}" for value in range(0, 2 * step + 1, step)])
+    headline(figure, "Memory does not grow with the work; in another runtime it would")
     plt.close(figure)
     return figure
 
@@ -132,9 +137,8 @@ def watched(table: pd.DataFrame) -> Figure:
         colour = TASK_COLOURS[task]
         left.plot(table.index, table[task], color=colour, marker=MARKERS[colour], markersize=5)
         left.text(table.index[-1] + 1.5, table[task].iloc[-1], name, color=colour, va="center", fontsize=10)
-    for (name, text), colour in zip(
-        {"unsure": "unsure", "far": "far from training"}.items(), PALETTE[4:6], strict=True
-    ):
+    signals = {"unsure": "unsure answers", "far": "texts far from training"}
+    for (name, text), colour in zip(signals.items(), PALETTE[4:6], strict=True):
         right.plot(table.index, table[name], color=colour, marker=MARKERS[colour], markersize=6)
         right.text(table.index[-1] + 1.5, table[name].iloc[-1], text, color="black", va="center", fontsize=10)
     left.set(title="needs labels: F1 in points", xlabel="words garbled, %", ylim=(0, 100))
