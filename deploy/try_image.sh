@@ -10,6 +10,10 @@ model=${1:?"the folder of an exported model below this repository, such as out/m
 image=localhost/mtl-serve work=$(mktemp -d) name=mtl-try-$$ port=${PORT:-8765} python=${PYTHON:-python3}
 say() { echo "try_image: $*" >&2; }
 skip() { say "skipped: $*"; exit 77; }
+run() {
+    podman --cgroup-manager cgroupfs --runtime runc run --network host --no-healthcheck --read-only --cap-drop all \
+        --security-opt no-new-privileges --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 "$@"
+}
 finish() {
     podman kill "$name" >/dev/null 2>&1 || true
     podman rm -f "$name" >/dev/null 2>&1 || true
@@ -28,7 +32,7 @@ if ! buildah inspect --type image "$base" >/dev/null 2>&1; then
     # shellcheck disable=SC1091
     release=$(. /etc/os-release && echo "$VERSION_CODENAME")
     mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | grep -v security | head -1)
-    debootstrap --variant=minbase --include=python3-venv,python-is-python3,ca-certificates \
+    timeout 150 debootstrap --variant=minbase --include=python3-venv,python-is-python3,ca-certificates \
         "$release" "$work/root" "$mirror" >"$work/log" 2>&1 || skip "debootstrap got no packages: $(tail -1 "$work/log")"
     rm -rf "$work"/root/var/cache/apt/*.bin "$work"/root/var/cache/apt/archives/*.deb "$work"/root/var/lib/apt/lists/*
     container=$(buildah from scratch)
@@ -37,12 +41,17 @@ if ! buildah inspect --type image "$base" >/dev/null 2>&1; then
     buildah rm "$container" >/dev/null
 fi
 
+container=$(buildah from --pull-never "$base")
+buildah run --isolation chroot "$container" true >/dev/null 2>&1 || works=no
+buildah rm "$container" >/dev/null
+[ "${works:-yes}" = yes ] && run --rm "$base" true >/dev/null 2>&1 || skip "containers can't be run here"
+
 say "downloading the packages of the serving image"
 "$python" - >"$work/serve.txt" <<'PYTHON'
 import tomllib
 print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["serve"], sep="\n")
 PYTHON
-"$python" -m pip download -qqq --disable-pip-version-check --only-binary :all: --python-version "$version" \
+timeout 150 "$python" -m pip download -qqq --disable-pip-version-check --only-binary :all: --python-version "$version" \
     -c requirements.lock -r "$work/serve.txt" -d "$work/wheels" || skip "pip got no packages"
 printf '[global]\nno-index = true\nfind-links = /wheels\n' >"$work/pip.conf"
 
@@ -53,10 +62,6 @@ buildah build -q --isolation chroot --network host --pull-never --build-arg "PYT
     --format docker -f deploy/Dockerfile -t "$image" . >/dev/null
 built=$(date +%s.%N)
 
-run() {
-    podman --cgroup-manager cgroupfs --runtime runc run --network host --no-healthcheck --read-only --cap-drop all \
-        --security-opt no-new-privileges --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 "$@"
-}
 say "looking into it"
 run --rm --entrypoint python "$image" -c '
 import importlib.util, os, pathlib

@@ -72,22 +72,28 @@ class Torch:
         return answers, [False] * len(texts)
 
 
-def int8_forms(folder: Path, work: Path) -> dict[str, Path]:
-    """Both forms of int8, made anew beside each other, whatever the gate says: {name: folder}."""
-    from mtl_helpers.export import quantise
+def rounded(folder: Path, form: Path, write: Callable[[Path, Path], object]) -> Path:
+    """A copy of an exported model with a model.int8.onnx that `write(fp32, int8)` makes, whatever the gate says."""
     from mtl_helpers.folders import read_json, sha256_of, write_json
 
-    forms = {}
-    for name, gentle in (("int8", False), ("int8 in blocks", True)):
-        forms[name] = work / name
-        forms[name].mkdir()
-        for file in ("tokenizer.json", "tasks.json", "model.onnx"):
-            shutil.copy(folder / file, forms[name] / file)
-        quantise(folder / "model.onnx", forms[name] / "model.int8.onnx", gentle)
-        settings = read_json(folder / "serving.json")
-        settings["sha256"]["model.int8.onnx"] = sha256_of(forms[name] / "model.int8.onnx")
-        write_json(forms[name] / "serving.json", settings)
-    return forms
+    form.mkdir()
+    for file in ("tokenizer.json", "tasks.json", "model.onnx"):
+        shutil.copy(folder / file, form / file)
+    write(folder / "model.onnx", form / "model.int8.onnx")
+    settings = read_json(folder / "serving.json")
+    settings["sha256"]["model.int8.onnx"] = sha256_of(form / "model.int8.onnx")
+    write_json(form / "serving.json", settings)
+    return form
+
+
+def int8_forms(folder: Path, work: Path) -> dict[str, Path]:
+    """Both forms of int8, made anew beside each other: {name: folder}."""
+    from mtl_helpers.export import quantise
+
+    return {
+        name: rounded(folder, work / name, lambda fp32, int8, gentle=gentle: quantise(fp32, int8, gentle))
+        for name, gentle in (("int8", False), ("int8 in blocks", True))
+    }
 
 
 @contextmanager
@@ -183,7 +189,7 @@ def speed(folders: dict[str, Path], source: Path) -> pd.DataFrame:
     for name, folder in folders.items():
         models[name] = Torch(source) if name == "torch" else ServedModel(folder, "fp32" if name == "fp32" else "int8")
     sample, rows = texts(), []
-    plain = {name: [_plain(answer) for answer in model.predict(sample)[0]] for name, model in models.items()}
+    plain = {name: [plain_answer(answer) for answer in model.predict(sample)[0]] for name, model in models.items()}
     spent: dict[tuple, list[float]] = {}
     for start in range(0, 192, max(BATCHES)):
         for size in BATCHES:
@@ -202,7 +208,7 @@ def speed(folders: dict[str, Path], source: Path) -> pd.DataFrame:
     return pd.DataFrame(rows).round(4)
 
 
-def _plain(answer: dict) -> dict:
+def plain_answer(answer: dict) -> dict:
     """Labels and spans without probabilities."""
     return {
         name: [(s["start"], s["end"], s["label"]) for s in value] if isinstance(value, list) else value["label"]

@@ -187,6 +187,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory, family_dirs: dict[str, Pa
         "roberta": ({"pooling": "max", "projection": 16}, "linear"),
         "mpnet": ({"pooling": "weighted"}, "linear"),
         "electra": ({"pooling": "last_layers", "max_length": 30}, "mlp"),
+        "albert": ({"pooling": "mean"}, "linear"),
+        "deberta-v2": ({"pooling": "cls"}, "linear"),
+        "modernbert": ({"pooling": "mean", "max_length": 50}, "linear"),
+        "xlm-roberta": ({"pooling": "mean", "projection": 16}, "mlp"),
     }
     logging.getLogger("torch.__trace").propagate = False  # 100,000 lines, which pytest would keep
     folders: dict[str, Path] = {}
