@@ -94,6 +94,7 @@ MALFORMED = {  # what is wrong: (content, what the message must hold besides the
     "label in capitals": ("text,topic\nHi.,Sports\n", ["line 2", "found 'Sports'", "did you mean 'sports'?"]),
     "label like no other": ("text,topic\nHi.,42\n", ["line 2", "column topic", "found '42'", "empty cell"]),
     "unknown split": ("text,topic,split\nHi.,sports,dev\n", ["line 2", "column split", "'dev'", "validation"]),
+    "empty split": ("text,topic,split\nHi.,sports,\n", ["line 2", "column split", "found ''", "train"]),
     "span behind the end": (row('[[12, 18, "LOC"]]'), ["line 2", "column entities", "[12, 18, 'LOC']", "<= 17"]),
     "span before the start": (row('[[-1, 3, "PER"]]'), ["line 2", "column entities", "[-1, 3, 'PER']", "0 <="]),
     "span of nothing": (row('[[3, 3, "PER"]]'), ["line 2", "column entities", "[3, 3, 'PER']", "start < end"]),

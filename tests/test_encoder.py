@@ -120,13 +120,6 @@ def test_no_texts_and_a_single_string(encoder):
         encoder.encode("Behold!")
 
 
-def test_vectors_keep_their_length_if_wished(family_dirs):
-    raw = SentenceEncoder.from_pretrained(family_dirs["bert"], normalize=False).encode(SHORT)
-    assert not torch.allclose(raw.norm(dim=1), torch.ones(4), atol=0.1)
-    unit = SentenceEncoder.from_pretrained(family_dirs["bert"]).encode(SHORT)
-    assert_same(raw / raw.norm(dim=1, keepdim=True), unit)
-
-
 # --------------------------------------------------------------------------------------------- mode, threads, processes
 
 

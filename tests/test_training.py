@@ -124,17 +124,6 @@ def test_a_task_without_labels_contributes_nothing(model, partly, gradients):
     assert_identical(weights(model), before)
 
 
-def test_task_weights_scale_the_gradient(gradients):
-    def weighted(**chosen: float) -> dict[str, Tensor]:
-        return gradients(config=replace(FREE, task_weights=dict.fromkeys(NAMES, 0.0) | chosen))[0]
-
-    single = {name: weighted(**{name: 1.0}) for name in NAMES}
-    total = {
-        key: sum(x * single[n][key] for n, x in zip(NAMES, (3, 0, 1, 0.5), strict=True)) for key in single["topic"]
-    }
-    torch.testing.assert_close(weighted(topic=3, entities=0.5, sentiment=1), total, rtol=1e-3, atol=1e-5)
-
-
 def test_token_tasks_weigh_the_root_of_tokens_per_span_token_unless_named(model):
     none, some = [0, 0, IGNORE, 0], [IGNORE, 1, 2, 0, 0, 0, 0, 0]  # 10 labelled tokens, 2 of them in spans
     sentence = dict.fromkeys(("topic", "sentence_type", "sentiment"), 0)
