@@ -1,6 +1,6 @@
 """A thin package behind a notebook course on multi-task learning with sentence transformers.
 
-Read the modules in the order in which the course meets them, each imports only those before it: warn, tasks, tables,
+Read the modules in the order in which the course meets them, each imports only those before it: tasks, warn, tables,
 csv_file, corpus, progress, batches, runtime, folders, minilm, backbones, modules_json, encoder, multitask, intervals,
 evaluation, freezing, features, checks, sampling, balancing, imbalance, settings, history, distributed, optimization,
 checkpoints, training; around them own_tasks, serving, predictor, service, export, console.

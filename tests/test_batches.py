@@ -93,12 +93,11 @@ def test_tokens_of_any_text_are_in_order_and_within_it(pieces: list[str], tokeni
     assert not [i for start, end in raw for i in range(start, end) if i not in covered and not text[i].isspace()]
 
 
-def test_every_sentence_of_the_corpus_comes_back(corpus, tokenizer):
-    rows = corpus if len(tokenizer) > 1000 else corpus[::5]
+def test_every_sentence_of_the_corpus_comes_back(corpus, minilm):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        examples = make_examples(rows, tokenizer, [ENTITIES], 512)
-    for example, gold in zip(examples, rows["entities"], strict=True):
+        examples = make_examples(corpus, minilm, [ENTITIES], 512)
+    for example, gold in zip(examples, corpus["entities"], strict=True):
         codes, offsets = example["labels"]["entities"], example["offsets"]
         assert ENTITIES.decode(codes, offsets) == gold
         assert [code == IGNORE for code in codes] == [start == end for start, end in offsets]
@@ -216,12 +215,6 @@ def test_the_longest_come_first_or_a_generator_reshuffles_at_each_call():
     assert longest != sorted(longest) and longest != sorted(longest, reverse=True)
     assert {frozenset(batch) for batch in first} != {frozenset(batch) for batch in second}
     assert length_batches(lengths, 100, torch.Generator().manual_seed(0)) == first
-
-
-def test_batches_by_length_waste_little(corpus, minilm):
-    lengths = [len(example["input_ids"]) for example in tokenize(corpus["text"], minilm, 256)]
-    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in length_batches(lengths))
-    assert padded < 1.05 * sum(lengths)
 
 
 def test_collate_pads_each_thing_with_its_own_value(minilm):

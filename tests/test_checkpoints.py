@@ -109,7 +109,7 @@ SETTINGS = [
     *({"balancing": name, "keep": "last"} for name in BALANCING if name != "fixed"),
     {"sampling": TaskSampling(alpha=1.0, final_alpha=0.2, order="mixed", rows=14)},
     {"schedule": "step", "optimizer": "adam", "class_balance": {"topic": "inverse"}},
-    *({"family": name, "epochs": 2, "checkpoint_every": 2} for name in ("distilbert", "roberta", "mpnet", "electra")),
+    *({"family": name, "epochs": 2, "checkpoint_every": 2} for name in ("distilbert", "electra")),
     {"freeze": ("probe_then_finetune", {"epochs": 1}), "keep": "last"},
     {"freeze": ("lower_layers", {"layers": 2})},
     {"freeze": ("lora", {"rank": 2})},

@@ -209,15 +209,11 @@ def test_one_row_per_text_in_order(source: str, format: str, trained, capsys, mo
     assert err.startswith("warning: 1 texts were cut") and err.count("\n") == 1
 
 
-def test_csv_has_the_columns_of_predict(trained, capsys, monkeypatch):
+def test_without_lines_csv_has_its_header_and_jsonl_nothing(trained, capsys, monkeypatch):
     type_in(monkeypatch, b"")
     assert main(["predict", str(trained)]) == 0
     columns = MultiTaskModel.from_pretrained(trained).predict(["x"]).columns
     assert capsys.readouterr().out == ",".join(columns) + "\n"
-
-
-def test_no_lines_no_objects(trained, capsys, monkeypatch):
-    type_in(monkeypatch, b"")
     assert main(["predict", str(trained), "--format", "jsonl"]) == 0
     assert capsys.readouterr() == ("", "")
 
@@ -276,11 +272,14 @@ def test_stopped_and_started_again(data, trained, tiny_dir, tmp_path, capsys, mo
     assert out == "" and "Traceback" not in err
     assert f"stopped in step {steps + 2} of {2 * steps}" in err and "give the same command again" in err
     assert main(["predict", str(output), "x"]) == 1  # half a run leaves no model
-    assert "error: " in capsys.readouterr().err
+    assert str(output) in refused(capsys)
 
     assert train(data, output, tiny_dir) == 0
     out, err = capsys.readouterr()
     assert f"going on from step {steps}," in err
+    same_result(output, trained)
+    monkeypatch.setattr(training, "train_step", lambda *_: pytest.fail("trained again"))
+    assert train(data, output, tiny_dir) == 0
     same_result(output, trained)
 
 
@@ -297,63 +296,25 @@ def same_result(first: Path, second: Path) -> None:
         assert (first / name).read_text() == (second / name).read_text()
 
 
-def test_a_finished_run_is_not_run_again(data, trained, copied, tiny_dir, capsys, monkeypatch):
-    monkeypatch.setattr(training, "train_step", lambda *_: pytest.fail("trained again"))
-    assert train(data, copied, tiny_dir) == 0
-    assert "going on from step" in capsys.readouterr().err
-    same_result(copied, trained)
-
-
 def test_the_seed_decides(data, trained, tiny_dir, tmp_path):
     assert train(data, tmp_path / "same", tiny_dir, "--seed", "0") == 0
     same_result(tmp_path / "same", trained)
-    assert train(data, tmp_path / "other", tiny_dir, "--seed", "1") == 0
-    mine, theirs = (load_file(path / "heads.safetensors") for path in (tmp_path / "other", trained))
-    assert not torch.equal(mine["topic.1.weight"], theirs["topic.1.weight"])
+    for seed in ("1", "2"):  # the first weights too, which with these rates are the last ones
+        still = ("--seed", seed, "--learning-rate", "0", "--head-learning-rate", "0", "--epochs", "1")
+        assert train(data, tmp_path / seed, tiny_dir, *still) == 0
+    one, two = (load_file(tmp_path / seed / "heads.safetensors")["topic.1.weight"] for seed in ("1", "2"))
+    assert not torch.equal(one, two)
 
 
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(data, trained, copied, tiny_dir, capsys):
-    newest = checkpoints(copied)[-1]
-    newest.write_bytes(newest.read_bytes()[:1000])
-    assert train(data, copied, tiny_dir) == 0
-    warning = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert len(warning) == 1 and newest.name in warning[0]
-    same_result(copied, trained)
-
-
-def test_checkpoints_that_are_all_damaged_are_an_error(data, copied, tiny_dir, capsys):
-    for path in checkpoints(copied):
-        path.write_bytes(path.read_bytes()[:1000])
-    assert train(data, copied, tiny_dir) == 1
-    assert "truncated or damaged" in refused(capsys)
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        (["--epochs", "3"], "epochs was 2 and is 3"),
-        (["--head-learning-rate", "0.5"], "head_learning_rate was 0.001 and is 0.5"),
-        (["--seed", "3"], "seed was 0 and is 3"),
-        (["--task-weight", "topic=2"], "task_weights was {} and is {'topic': 2.0}"),
-    ],
-    ids=str,
-)
-def test_checkpoints_of_another_run_are_refused(change: list[str], what: str, data, copied, tiny_dir, capsys):
+def test_options_reach_the_run_and_checkpoints_of_another_are_refused(data, copied, tiny_dir, capsys):
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
-    assert train(data, copied, tiny_dir, *change) == 1
-    assert what in refused(capsys)
+    changes = ["--epochs", "3", "--head-learning-rate", "0.5", "--seed", "3", "--task-weight", "topic=2"]
+    assert train(data, copied, tiny_dir, *changes) == 1
+    message = refused(capsys)
+    for what in ("epochs was 2 and is 3", "head_learning_rate was 0.001 and is 0.5", "seed was 0 and is 3"):
+        assert what in message
+    assert "task_weights was {} and is {'topic': 2.0}" in message
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
-
-
-def test_checkpoints_of_another_backbone_are_refused(data, copied, tiny_dir, tmp_path, capsys):
-    torch.manual_seed(9)
-    backbone = MultiTaskModel.from_pretrained(copied).encoder.backbone
-    shutil.copytree(tiny_dir, tmp_path / "bert")
-    for parameter in backbone.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    backbone.save_pretrained(tmp_path / "bert")
-    assert train(data, copied, tmp_path / "bert") == 1
-    assert "the first weights changed" in refused(capsys)
 
 
 # ----------------------------------------------------------------------------------------------------- what is wrong
@@ -361,31 +322,16 @@ def test_checkpoints_of_another_backbone_are_refused(data, copied, tiny_dir, tmp
 
 BAD_FILES = {  # (content, options, what the message must hold)
     "missing": (None, [], ["no such file"]),
-    "empty": ("", [], ["line 1", "found an empty file"]),
-    "header only": ("text,topic\n", [], ["line 2", "found only a header"]),
-    "no text column": ("sentence,topic\nHello.,sports\n", [], ["line 1, column text", "rename one to text"]),
     "no task column": ("text,colour\nHello.,red\n", [], ["line 1", "--task NAME declares a column of your own"]),
     "unknown label": ("text,topic\nHello.,spotrs\n", [], ["line 2", "did you mean 'sports'?"]),
-    "span outside": ('text,entities\nHello.,"[[0, 99, ""PER""]]"\n', [], ["line 2, column entities"]),
     "too few rows": ("text,topic\nHello.,sports\n", [], ["found no row for validation", "label more rows"]),
-    "nothing to validate on": ("text,topic,split\nA,sports,train\nB,sports,train\n", [], ["no row for validation"]),
     "no labels": ("text,topic\n" + "\n".join(f"Hello {i}.," for i in range(20)), [], ["found no label"]),
-    "Latin-1": ("text,topic\nCafé,sports\n".encode("latin-1"), [], ["line 2", "save the file as UTF-8"]),
     "semicolons": ("text;mood\nOh, yes;good\n", ["mood"], ["line 1, column text", "separate the columns with commas"]),
-    "tabs": ("text\tmood\nYes\tgood\n", ["mood"], ["line 1, column text", "separate the columns with commas"]),
-    "quotes": ('"text";"mood"\n"Yes";"good"\n', ["mood"], ["line 1", "separated with commas"]),
     "commas": ("text,mood\nOh, yes,good\nOh, no,bad\n", ["mood"], ["line 2: found 3", "line 3: found 3", "in quotes"]),
-    "commas in one row": ("text,mood\nOh, yes,good\nA,a\nB,b\n", ["mood"], ["line 2: found 3 cells", "in quotes"]),
-    "empty columns": ("text,mood,,\nYes,good,,\n", ["mood"], ["line 1, column (no name)", "delete empty ones"]),
     "misspelt": ("text,moods\nYes,good\n", ["mood"], ["line 1, column moods", "expected 'mood'; rename the column"]),
-    "missing task": (
-        "text,topic\nYes,good\n",
-        ["mood"],
-        ["line 1, column mood", "rename one of text, topic"],
-    ),
+    "missing task": ("text,topic\nYes,good\n", ["mood"], ["line 1, column mood", "rename one of text, topic"]),
     "two of three": ("text,mood\nYes,good\n", ["mood=good,bad", "shop"], ["line 1, column shop", "check the name"]),
     "one value": ("text,mood\nA,good\nB,good \n", ["mood"], ["line 1, column mood: found 1 ", "--task mood=LABEL"]),
-    "no value": ("text,mood\nA,\nB,\n", ["mood"], ["line 1, column mood: found 0 different values, expected 2 to 100"]),
     "free text": (
         "text,mood\n" + "".join(f"A,a{i}\n" for i in range(101)),
         ["mood"],
@@ -433,11 +379,6 @@ def test_labels_that_differ_in_white_space_are_one_and_others_are_named(tiny_dir
 def test_training_that_blows_up(data, tiny_dir, tmp_path, capsys):
     assert train(data, tmp_path / "model", tiny_dir, "--learning-rate", "1e30", "--epochs", "4") == 1
     assert "loss" in (error := refused(capsys)) or "gradient" in error
-
-
-def test_an_output_that_is_a_file(data, tiny_dir, capsys):
-    assert train(data, data, tiny_dir) == 1
-    refused(capsys)
 
 
 def full_disk(*_: object, **__: object) -> None:
@@ -490,30 +431,6 @@ def test_only_the_first_of_several_processes_speaks_and_writes(data, tiny_dir, t
     assert train(data, tmp_path / "model", tiny_dir, "--epochs", "1") == 0
     assert capsys.readouterr() == ("", "")
     assert {path.name for path in (tmp_path / "model").iterdir()} <= {"checkpoints"}
-
-
-def test_a_backbone_that_is_none(data, tmp_path, capsys):
-    assert train(data, tmp_path / "model", tmp_path) == 1
-    assert "config.json" in refused(capsys)
-
-
-DAMAGE = {
-    "weights": lambda model: (model / "model.safetensors").write_bytes(b"\0" * 100),
-    "heads": lambda model: (model / "heads.safetensors").unlink(),
-    "tasks": lambda model: (model / "tasks.json").write_text('{"tasks": '),
-    "tasks of another kind": lambda model: (model / "tasks.json").write_text("{}"),
-    "settings": lambda model: (model / "encoder.json").unlink(),
-    "no model": lambda model: (model / "tasks.json").unlink(),
-    "no folder": shutil.rmtree,
-}
-
-
-@pytest.mark.parametrize("command", ["evaluate", "predict"])
-@pytest.mark.parametrize("what", DAMAGE)
-def test_damaged_models(what: str, command: str, copied, data, capsys):
-    DAMAGE[what](copied)
-    assert main([command, str(copied), str(data)]) == 1
-    assert str(copied) in refused(capsys)
 
 
 def test_evaluate_refuses_what_it_cannot_score(copied, tmp_path, capsys):
@@ -665,7 +582,7 @@ def test_the_package_is_a_program_whose_help_waits_for_no_library():
 
 
 def test_a_reader_that_stops_reading_gets_no_traceback(trained, tmp_path):
-    lines = "A line that is long enough to fill the pipe sooner or later, for sure.\n" * 5000
+    lines = "A line that is long enough to fill the pipe sooner or later, for sure.\n" * 2100
     (tmp_path / "lines.txt").write_text(lines)
     command = f"{sys.executable} -m mtl_helpers predict {trained} < {tmp_path / 'lines.txt'} | head -n 1"
     done = subprocess.run(command, cwd=ROOT, shell=True, capture_output=True, text=True, check=True)

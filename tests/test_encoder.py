@@ -8,8 +8,7 @@ import shutil
 import threading
 import urllib.request
 import warnings
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -121,13 +120,6 @@ def test_no_texts_and_a_single_string(encoder):
         encoder.encode("Behold!")
 
 
-def test_vectors_keep_their_length_if_wished(family_dirs):
-    raw = SentenceEncoder.from_pretrained(family_dirs["bert"], normalize=False).encode(SHORT)
-    assert not torch.allclose(raw.norm(dim=1), torch.ones(4), atol=0.1)
-    unit = SentenceEncoder.from_pretrained(family_dirs["bert"]).encode(SHORT)
-    assert_same(raw / raw.norm(dim=1, keepdim=True), unit)
-
-
 # --------------------------------------------------------------------------------------------- mode, threads, processes
 
 
@@ -188,12 +180,6 @@ def test_vectors_carry_no_gradient_but_may_be_trained_upon(tiny):
     assert not vectors.requires_grad
     torch.nn.Linear(32, 2)(vectors).sum().backward()
     assert all(p.grad is None for p in tiny.parameters())
-
-
-def test_another_process_may_have_an_encoder_that_was_used(tiny):
-    expected = tiny.encode(SHORT)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
-        assert_same(processes.submit(tiny.encode, SHORT).result(120), expected)
 
 
 # --------------------------------------------------------------------------------------------------------- precision
@@ -291,20 +277,6 @@ def test_padding_never_changes_a_vector(how: str, example: tuple, left: int, rig
     assert half.dtype == (torch.float16 if how in ("cls", "max") else torch.float32)
 
 
-def test_a_mean_that_forgets_the_mask_does_change():
-    """The control: were `pool` wrong, the test above would show it."""
-    states, mask = torch.randn(4, 2, 5, 3), torch.ones(2, 5, dtype=torch.int64)
-    more_states, _ = padded(states, mask, 0, 1)
-    assert not torch.allclose(more_states[-1].mean(dim=1), states[-1].mean(dim=1), atol=1.0)
-
-
-def test_impossible_poolings_are_refused():
-    with pytest.raises(ValueError, match="pooling is 'sum', expected one of mean, cls, max"):
-        pool((torch.zeros(1, 1, 1),), torch.ones(1, 1), "sum")
-    with pytest.raises(ValueError, match="last_layers needs 4 hidden states, found 1"):
-        pool((torch.zeros(1, 1, 1),), torch.ones(1, 1), "last_layers", 4)
-
-
 IMPOSSIBLE = {
     "pooling is 'sum', expected one of mean, cls": {"pooling": "sum"},
     "layers is 0, expected 1 to 4": {"layers": 0},
@@ -319,6 +291,8 @@ IMPOSSIBLE = {
 def test_impossible_settings_are_refused(message: str, family_dirs):
     with pytest.raises(ValueError, match=message):
         SentenceEncoder.from_pretrained(family_dirs["bert"], **IMPOSSIBLE[message])
+    with pytest.raises(ValueError, match="last_layers needs 4 hidden states, found 1"):
+        pool((torch.zeros(1, 1, 1),), torch.ones(1, 1), "last_layers", 4)
 
 
 # ------------------------------------------------------------------------------------------------------ the families
@@ -486,9 +460,6 @@ def mixture(weights: list[float]) -> theirs.WeightedLayerPooling:
 HONOURED = {  # modules behind the transformer; ours
     "no Normalize": (lambda: [theirs.Pooling(32)], {"normalize": False, "dim": 32}),
     "mean": (lambda: [theirs.Pooling(32, ("mean",)), theirs.Normalize()], {"normalize": True, "max_length": 48}),
-    "cls": (lambda: [theirs.Pooling(32, "cls")], {"pooling": "cls"}),
-    "max": (lambda: [theirs.Pooling(32, "max"), theirs.Normalize()], {"pooling": "max"}),
-    "weighted": (lambda: [theirs.Pooling(32, "weightedmean"), theirs.Normalize()], {"pooling": "weighted"}),
     "Dense": (lambda: [theirs.Pooling(32), theirs.Dense(32, 16)], {"dim": 16}),
     "a linear map alone": (
         lambda: [theirs.Pooling(32), theirs.Dense(32, 16, bias=False, activation_function=nn.Identity())],
@@ -500,14 +471,6 @@ HONOURED = {  # modules behind the transformer; ours
             *(theirs.Dense(32, 64, activation_function=nn.GELU()), theirs.Dense(64, 8), theirs.Normalize()),
         ],
         {"dim": 8, "normalize": True},
-    ),
-    "two linear maps": (
-        lambda: [
-            theirs.Pooling(32, "cls"),
-            *(theirs.Dense(32, n, activation_function=nn.Identity()) for n in (32,)),
-            theirs.Dense(32, 9, activation_function=nn.ReLU()),
-        ],
-        {"dim": 9},
     ),
 }
 
@@ -547,10 +510,8 @@ def test_folders_of_older_versions_are_honoured(foreign):
 BOTH = ("mean", "max")
 REFUSED_MODULES = {
     "the pooling lasttoken": lambda: [theirs.Pooling(32, "lasttoken")],
-    "the pooling mean_sqrt_len": lambda: [theirs.Pooling(32, "mean_sqrt_len_tokens")],
     "the pooling mean . max": lambda: [theirs.Pooling(32, BOTH)],
     "the module .*CNN": lambda: [theirs.CNN(32, 8), theirs.Pooling(24)],
-    "the module .*LSTM": lambda: [theirs.LSTM(32, 8), theirs.Pooling(16)],
     "use_residual = True": lambda: [theirs.Pooling(32), theirs.Dense(32, 32, use_residual=True)],
     "module_input_name = 'token_embeddings'": lambda: [
         theirs.Pooling(32),
@@ -559,9 +520,6 @@ REFUSED_MODULES = {
     "the order Transformer, Dense, Pooling": lambda: [
         theirs.Dense(32, 16, module_input_name="token_embeddings"),
         theirs.Pooling(16),
-    ],
-    "the order Transformer, Pooling, Normalize, Dense": lambda: [
-        *(theirs.Pooling(32), theirs.Normalize(), theirs.Dense(32, 16))
     ],
     "the activation torch.nn.modules.activation.PReLU": lambda: [
         *(theirs.Pooling(32), theirs.Dense(32, 16, activation_function=nn.PReLU()))
@@ -615,28 +573,21 @@ def test_settings_without_consequence_are_no_obstacle(foreign):
 DAMAGED = [  # file, what it holds instead, what the message says
     ("modules.json", "{}", "holds a dict, expected a list"),
     ("modules.json", "[3]", "3 is no module with a type and a path"),
-    ("modules.json", '[{"type": "sentence_transformers.models.Transformer"}]', "is no module with a type and a path"),
-    ("modules.json", "[{", "damaged"),
     ("modules.json", '[{"type": "their_code.Pooling", "path": ""}]', "the module their_code.Pooling can't be"),
     (
         "modules.json",
         '[{"type": "sentence_transformers.a.Pooling", "path": "", "kwargs": ["x"]}]',
         "a.Pooling can't be",
     ),
-    ("1_Pooling/config.json", '{"pooling_mode": "sum"}', "the pooling sum"),
     ("2_Dense/config.json", '{"in_features": 3}', "2_Dense: damaged, or not a Dense"),
-    ("2_Dense/config.json", "3", "holds a int, expected a dict"),
     ("2_Dense/model.safetensors", "cut", "2_Dense: damaged, or not a Dense"),
-    ("2_Dense/model.safetensors", None, "2_Dense: damaged, or not a Dense"),
 ]
 
 
 @pytest.mark.parametrize(("name", "text", "message"), DAMAGED)
-def test_a_damaged_foreign_folder_is_refused_by_name(name: str, text: str | None, message: str, foreign):
+def test_a_damaged_foreign_folder_is_refused_by_name(name: str, text: str, message: str, foreign):
     folder = foreign(theirs.Pooling(32), theirs.Dense(32, 16))
-    (folder / name).unlink()
-    if text is not None:
-        (folder / name).write_text(text)
+    (folder / name).write_text(text)
     with pytest.raises(ValueError, match=f"{folder}.*{message}"):
         SentenceEncoder.from_pretrained(folder)
 
@@ -657,14 +608,6 @@ def test_saved_settings_hold_in_sentence_transformers(
     again = SentenceEncoder.from_pretrained(tmp_path)
     assert torch.equal(again.encode(TEXTS), encoder.encode(TEXTS))
     assert str(again.projection) == str(encoder.projection)  # dropout too, for training
-
-
-def test_minilm_saved_and_loaded(encoder, tmp_path):
-    encoder.save_pretrained(tmp_path)
-    again = SentenceEncoder.from_pretrained(tmp_path)
-    assert torch.equal(again.encode(SHORT), encoder.encode(SHORT))
-    assert again.max_length == 256
-    assert_same(again.encode(SHORT), SentenceTransformer(str(tmp_path), device="cpu").encode(SHORT))
 
 
 @pytest.mark.parametrize("name", [None, "all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2", find_minilm()])
@@ -733,12 +676,6 @@ def test_a_save_within_a_save_fails_with_one_message(tmp_path):
         raise ZeroDivisionError
 
 
-def test_a_file_in_place_of_the_folder(tiny, tmp_path):
-    (tmp_path / "model").write_text("something else")
-    with pytest.raises(OSError, match="model: nothing saved"):
-        tiny.save_pretrained(tmp_path / "model")
-
-
 # ------------------------------------------------------------------------------------------------ what can't be loaded
 
 
@@ -755,27 +692,21 @@ def published(family_dirs, tmp_path: Path) -> Path:
     return Path(shutil.copytree(family_dirs["bert"], tmp_path / "published"))
 
 
-@pytest.mark.parametrize("origin", ["saved", "published"])
-@pytest.mark.parametrize("keep", [0, 5, 1000, -1])
-def test_truncated_weights_are_refused(origin: str, keep: int, request):
-    path = request.getfixturevalue(origin) / "model.safetensors"
+@pytest.mark.parametrize("keep", [0, 5, -1])
+def test_truncated_weights_are_refused(keep: int, published):
+    path = published / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         SentenceEncoder.from_pretrained(path.parent)
 
 
-def test_one_changed_byte_in_saved_weights_is_noticed(saved):
-    raw = bytearray((saved / "model.safetensors").read_bytes())
-    raw[-1] ^= 1
-    (saved / "model.safetensors").write_bytes(raw)
-    with pytest.raises(ValueError, match=r"model\.safetensors: its SHA-256"):
-        SentenceEncoder.from_pretrained(saved)
-
-
-def test_truncated_projection_is_refused(family_dirs, tmp_path):
+@pytest.mark.parametrize("name", ["model.safetensors", "2_Dense/model.safetensors"])
+def test_one_changed_byte_in_saved_weights_is_noticed(name: str, family_dirs, tmp_path):
     SentenceEncoder.from_pretrained(family_dirs["bert"], projection=8).save_pretrained(tmp_path)
-    (tmp_path / "2_Dense" / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"2_Dense/model\.safetensors: its SHA-256"):
+    raw = bytearray((tmp_path / name).read_bytes())
+    raw[-1] ^= 1
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(ValueError, match=f"{name}: its SHA-256"):
         SentenceEncoder.from_pretrained(tmp_path)
 
 

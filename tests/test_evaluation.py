@@ -1,6 +1,5 @@
 """Scores against the libraries that define them, one scorer for loop and test, and intervals against theory."""
 
-import json
 import math
 from collections.abc import Sequence
 
@@ -154,7 +153,7 @@ def test_scores_are_those_of_the_libraries(sides):
     )
 
 
-@pytest.mark.parametrize("missing", [None, math.nan, pd.NA, "", " "], ids=repr)
+@pytest.mark.parametrize("missing", [None, ""], ids=repr)
 def test_texts_without_a_label_are_left_out(missing: object, sides):
     truth = sides[0].astype(object)
     gone = {"topic": range(0, 100), "entities": range(50, 290), "sentiment": range(300)}
@@ -173,31 +172,10 @@ def test_texts_without_a_label_are_left_out(missing: object, sides):
     assert both(TASKS[0], (few, sides[1])) == ([], [])
 
 
-def test_a_table_in_any_usual_form_scores_the_same(sides, tmp_path):
-    expected = evaluate(Stub(sides[1]), sides[0], intervals=False)
-    tuples = sides[0].assign(entities=[tuple(tuple(span) for span in spans) for spans in sides[0]["entities"]])
-    lists = sides[0].assign(entities=[[list(span) for span in spans[::-1]] for spans in sides[0]["entities"]])
-    sides[0].assign(entities=sides[0]["entities"].map(json.dumps)).to_csv(tmp_path / "t.csv", index=False)
-    spaces = sides[0].assign(topic=sides[0]["topic"].astype("category"), sentiment=sides[0]["sentiment"].astype("str"))
-    for table in (tuples, lists, pd.read_csv(tmp_path / "t.csv"), spaces, sides[0].reset_index(drop=True)):
-        pd.testing.assert_frame_equal(evaluate(Stub(sides[1]), table, intervals=False), expected)
-
-
-REFUSED = {  # what is said: how the table is spoilt
-    "test: found 300 rows with the columns topic, sentence_type, .* expected some with text": lambda t: t.iloc[:, 1:],
-    "test: found 0 rows": lambda t: t[:0],
+REFUSED = {  # what is said: how the table is spoilt; what else can be wrong with one: test_corpus.py
     "found no label for topic, sentence_type, sentiment, entities in 300 rows": lambda t: t[["text"]],
     "found no label for topic, .* expected some to compare": lambda t: t.assign(**{task.name: None for task in TASKS}),
-    "row 0, column topic: found 2 of type int, expected text, one of business": lambda t: t.assign(
-        topic=[2, *t["topic"][1:]]
-    ),
-    r"row 0, column topic: found 'sprots', .*'sports'\?": lambda t: t.assign(topic="sprots"),
-    r"row 0, column entities: found 'DATE', expected one of PER, ORG, LOC": lambda t: t.assign(
-        entities='[[0, 3, "DATE"]]'
-    ),
-    r"row 0, column entities: .*\[0, 99, 'PER'\]": lambda t: t.assign(entities=[((0, 99, "PER"),)] * 300),
-    "row 0, column entities: found 'Ana=PER', expected .* in JSON": lambda t: t.assign(entities="Ana=PER"),
-    "test: found .* of type list, expected a pandas DataFrame": lambda t: [*t["text"]],
+    r"^test: 300 problems\n  row 0, column topic: found 'sprots', .*'sports'\?": lambda t: t.assign(topic="sprots"),
 }
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from exactly import CONFIG, assert_identical, stopping, weights
+from exactly import CONFIG, assert_identical, weights
 from peft.tuners.lora import LoraLayer
 from torch.testing import assert_close
 
@@ -233,12 +233,6 @@ def test_any_family_trains(any_model, partly, validation):
         check_what_moves(any_model, strategy, partly, validation)
 
 
-def test_training_with_everything_frozen_is_refused_kindly(model, partly, validation):
-    use(model, "no_training")
-    with pytest.raises(ValueError, match="every parameter is frozen"):
-        fit(model, partly, validation, CONFIG)
-
-
 def test_dropout_is_off_in_what_is_frozen(model):
     layers = layers_of(model.encoder.backbone)
     model.train()
@@ -321,29 +315,3 @@ def test_states_from_memory_give_the_same_logits(any_model, full):
         for task in any_model.tasks:
             a, b = (side[task.name][valid] if task.level == "token" else side[task.name] for side in logits)
             assert_close(a, b, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("pooling", ["mean", "last_layers"])
-@pytest.mark.parametrize("strategy", ["backbone", "lower_layers"])
-def test_fit_gives_the_same_with_and_without_the_memory(build, partly, validation, strategy: str, pooling: str):
-    models = [build(pooling=pooling, layers=2), build(pooling=pooling, layers=2)]
-    losses = []
-    for model, cache in zip(models, (True, False), strict=True):
-        use(model, strategy)
-        losses.append(fit(model, partly, validation, RATES, cache=cache).to_frame()["train_loss"])
-    assert_close(*(torch.tensor(side.to_numpy()) for side in losses), atol=1e-4, rtol=0)
-    for (name, one), other in zip(weights(models[0]).items(), weights(models[1]).values(), strict=True):
-        if not name.endswith("key.bias"):  # softmax ignores it: its gradient is noise, which Adam magnifies
-            assert_close(one, other, atol=1e-3, rtol=0)
-
-
-def test_a_run_with_thawing_layers_resumes_to_the_same_weights(build, partly, validation, tmp_path, one_thread):
-    def run(directory=None) -> dict:
-        model = build()
-        freeze(model, "gradual_unfreezing")
-        fit(model, partly, validation, replace(RATES, epochs=4, checkpoint_every=2), directory)
-        return weights(model)
-
-    with stopping(call=8):
-        run(tmp_path)
-    assert_identical(run(tmp_path), run())

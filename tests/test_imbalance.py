@@ -101,19 +101,6 @@ def test_each_kind_of_class_balance_is_a_loss_for_each_label(kind: str, expected
     assert scores.grad[[0, 2]].abs().max() == 0 and scores.grad[1].abs().max() > 0
 
 
-def test_the_loss_of_the_model_is_the_mean_over_valid_labels(build: Callable):
-    model = build(tasks=(TASKS[0], TASKS[3]))
-    logits = {"topic": torch.randn(4, 6), "entities": torch.randn(2, 3, 7)}
-    labels = {"topic": torch.tensor([1, IGNORE, 5, IGNORE]), "entities": torch.tensor([[IGNORE, 2, 0], [IGNORE] * 3])}
-    criteria = {"topic": focal_loss, "entities": lambda scores, target: (target != IGNORE) * (1.0 + target)}
-    losses = model.loss(logits, labels, criteria)
-    p = logits["topic"].softmax(1)[[0, 2], [1, 5]].tolist()
-    assert losses["topic"].item() == pytest.approx(sum(-((1 - x) ** 2) * math.log(x) for x in p) / 2, rel=1e-4)
-    assert losses["entities"].item() == pytest.approx((3.0 + 1.0) / 2)
-    plain = model.loss(logits, labels, {"topic": focal_loss})["entities"]
-    assert plain.item() == pytest.approx(-logits["entities"][0, [1, 2]].log_softmax(1)[[0, 1], [2, 0]].mean().item())
-
-
 def test_fit_counts_the_classes_of_the_training_rows_alone(build, partly, validation, monkeypatch):
     counted = {}
 

@@ -168,16 +168,6 @@ def test_a_task_without_any_label_costs_nothing_and_teaches_nothing(name: str, w
     assert model.heads["sentiment"][-1].weight.grad.any()
 
 
-def test_before_training_every_class_is_about_as_likely(encoder, corpus):
-    torch.manual_seed(0)
-    model = MultiTaskModel(encoder).eval()
-    batch = model.batch(model.examples(corpus[:48]))
-    with torch.inference_mode():
-        losses = model.loss(model(batch), batch["labels"])
-    for task in TASKS:
-        assert losses[task.name].item() == pytest.approx(math.log(len(task.classes)), abs=0.15)
-
-
 def test_a_batch_can_be_learnt_by_heart(model, short):
     torch.manual_seed(0)
     rows = short[:8].reset_index(drop=True)
@@ -342,23 +332,16 @@ def cut(name: str, keep: int) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:keep])
 
 
-FILES = ("tasks.json", "heads.safetensors", "model.safetensors", "config.json", "encoder.json", "tokenizer.json")
+FILES = ("heads.safetensors", "model.safetensors", "encoder.json")
 EXPECTED = r"saved: holds no tasks\.json, expected a folder written by MultiTaskModel\.save_pretrained"
 EDITED = "tasks.json: its tasks or labels are not those that the heads were trained with, .* save the model again"
 DAMAGED = {  # what happened: (what is done to the folder, kind of error, what is said)
     **{f"without {name}": (lambda f, name=name: (f / name).unlink(), FileNotFoundError, name) for name in FILES},
-    **{
-        f"{keep} bytes of the heads": (cut("heads.safetensors", keep), ValueError, r"heads\.safetensors: its SHA-256")
-        for keep in (0, 100, -1)
-    },
+    "a byte less of the heads": (cut("heads.safetensors", -1), ValueError, r"heads\.safetensors: its SHA-256"),
     "a folder of another kind": (lambda f: (f / "tasks.json").unlink(), FileNotFoundError, EXPECTED),
     **{f"cut {name}": (cut(name, -20), ValueError, f"{name}: damaged") for name in ("tasks.json", "encoder.json")},
     "no tasks in it": (edit(lambda s: s.pop("tasks")), ValueError, r"tasks\.json: not as save_pretrained writes it"),
     "labels swapped": (edit(lambda s: s["tasks"][0]["labels"].reverse()), ValueError, EDITED),
-    "a label renamed": (edit(lambda s: s["tasks"][1]["labels"].__setitem__(0, "claim")), ValueError, EDITED),
-    "an entity renamed": (edit(lambda s: s["tasks"][3]["labels"].__setitem__(0, "P")), ValueError, EDITED),
-    "a task renamed": (edit(lambda s: s["tasks"][2].__setitem__("name", "mood")), ValueError, EDITED),
-    "tasks in another order": (edit(lambda s: s["tasks"].reverse()), ValueError, EDITED),
     "a task less": (edit(lambda s: s["tasks"].pop()), ValueError, EDITED),
     "another head": (edit(lambda s: s.__setitem__("head", "mlp")), ValueError, "tasks.json: describes other heads"),
     "a label twice": (edit(lambda s: s["tasks"][2]["labels"].append("neutral")), ValueError, "tasks.json: .*different"),

@@ -86,14 +86,6 @@ def test_each_seed_each_task_and_each_turn_has_an_order_of_its_own():
     assert len({order[0] for order in orders}) > 8
 
 
-def test_a_small_task_is_recycled_and_never_ends_the_epoch():
-    decks = {"large": list(range(30)), "small": [30, 31, 32], "single": [33]}
-    drawn = TaskSampling(alpha=0.0).draw(decks, 0, 1, 1, total=24)
-    assert {name: len(positions) for name, positions in drawn.items()} == {"large": 8, "small": 8, "single": 8}
-    assert sorted(Counter(drawn["small"]).values()) == [2, 3, 3]
-    assert drawn["single"] == [33] * 8 and len(set(drawn["large"])) == 8
-
-
 @given(
     st.sampled_from(["shuffled", "round_robin", "mixed"]),
     st.lists(st.lists(st.integers(0, 29), max_size=40), min_size=1, max_size=4),
@@ -137,16 +129,6 @@ def test_batches_come_in_turns_or_at_random_or_mixed():
 def examples_of(lengths: Sequence[int], labels: Sequence[dict] = ({"topic": 0},) * 200) -> list[dict]:
     """What `epoch_batches` looks at: a text's length and which tasks it is labelled for."""
     return [{"input_ids": [1] * n, "labels": own} for n, own in zip(lengths, labels, strict=False)]
-
-
-@given(st.lists(st.integers(2, 60), min_size=1, max_size=80), st.integers(1, 200), st.integers(0, 2**31 - 1))
-def test_without_sampling_an_epoch_takes_each_row_once_within_the_budget(lengths, max_tokens, seed):
-    config, examples = replace(CONFIG, max_tokens=max_tokens, seed=seed), examples_of(lengths)
-    batches = epoch_batches(examples, config, 3)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    assert all(len(batch) * max(lengths[i] for i in batch) <= max_tokens or len(batch) == 1 for batch in batches)
-    torch.manual_seed(7), torch.rand(5)
-    assert epoch_batches(examples, replace(config, epochs=9, learning_rate=1.0), 3) == batches
 
 
 def test_each_epoch_and_each_seed_has_batches_of_its_own():
