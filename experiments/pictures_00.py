@@ -47,7 +47,7 @@ def claims(table: pd.DataFrame) -> Figure:
     ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
     ax.set_yticks(range(len(table)), table.index)
     ax.set(ylim=(len(table) - 0.5, -0.6), xlim=(-30, 35), xlabel="difference in points, with its 95 % interval")
-    ax.set_title("What the second task knows, and how often and how hard it comes, moves most")
+    ax.set_title("Ten comparisons, each with its verdict")
     plt.close(figure)
     return figure
 

@@ -63,23 +63,26 @@ def dose_response(yours: tuple[float, float] | None = None) -> Figure:
     colour = TASK_COLOURS["entities"]
     curve_with_intervals(ax, np.array(places)[order], [rows[i] for i in order], color=colour, linewidth=2)
     top = max(rows, key=lambda row: row.value)
-    ax.annotate(
-        "together with the marks", (100, top.value), (-12, 8), textcoords="offset points", color=colour, ha="right"
-    )
-    looks = {
-        LONGER: ("-", "alone, as many rows in all"),
-        "alone": (":", "alone"),
-        "first A, then B": ("--", "first the marks, then the types"),
-    }
-    for way, (style, label) in looks.items():
-        height = points(doses()[way, "0.0"]).mean()
-        ax.axhline(height, color=GREY, linestyle=style, linewidth=1.2, zorder=1)
-        ax.text(108, height, label, va="center", fontsize=10, color="#444444")
+    ax.annotate("together", (100, top.value), (-12, 8), textcoords="offset points", color=colour, ha="right")
+    looks = {LONGER: "-", "alone": ":", "first A, then B": "--"}
+    names = {"first A, then B": "first the marks, then the types"}
+    heights = sorted((points(doses()[way, "0.0"]).mean(), way) for way in looks)
+    last = -100.0
+    for height, way in heights:
+        ax.axhline(height, color=GREY, linestyle=looks[way], linewidth=1.2, zorder=1)
+        last = max(height, last + 3.2)  # one above the other
+        ax.text(108, last, names.get(way, way), va="center", fontsize=10, color="#444444")
+    for place, noise in zip(places, noises, strict=True):
+        users_own = points(doses()["together", noise])
+        ax.plot([place] * len(users_own), users_own, ".", color=colour, alpha=0.4, zorder=1)
     if yours:
         ax.plot(100 - 100 * yours[0], yours[1], "k*", markersize=14, zorder=4)
         ax.annotate(f"yours: {yours[1]:.0f}", (100 - 100 * yours[0], yours[1]), (10, -4), textcoords="offset points")
     ax.set(
-        xlim=(-6, 106), xlabel="marks of the second task that are right (%)", ylabel="F1 of entities on test (points)"
+        xlim=(-6, 106),
+        ylim=(0, 70),
+        xlabel="marks of the second task that are right (%)",
+        ylabel="F1 of entities on test (points)",
     )
     ax.set_title("A second task helps as far as it knows what the first one needs")
     plt.close(figure)
