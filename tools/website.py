@@ -25,7 +25,7 @@ HEADING = re.compile(r"^#(#+ )", re.MULTILINE)
 README = {"own data": "own_data.md", "notebooks": "index.md"}  # words in a section's heading: its page; else running.md
 SIDEBAR = {
     "The story": "notebooks/[0-9]*",
-    "Use it": "notebooks/cheat_sheet* own_data* running* notebooks/glossary*",
+    "Use it": "notebooks/cheat_sheet* own_data* running* deploy/README* notebooks/glossary*",
     "Appendix": "notebooks/appendix/*",
     "Solutions": "notebooks/solutions/*",
     "Reference": "reference/index*",
@@ -64,7 +64,7 @@ def sources(root: Path, executed: Mapping[Path, NotebookNode]) -> dict[str, str]
     for title in ("cheat sheet", "glossary"):
         shown[f"notebooks/{title.replace(' ', '_')}.ipynb"] = section(write_up, title)
     texts = {name: nbformat.writes(notebook) for name, notebook in shown.items() if notebook.cells}
-    files = ("README.md", "data/README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+    files = ("README.md", "data/README.md", "deploy/README.md", "CHANGELOG.md", "CONTRIBUTING.md")
     texts |= {name: (root / name).read_text("utf-8") for name in files if (root / name).is_file()}
 
     texts["index.md"], *rest = re.split(r"^(?=## )", texts.pop("README.md", f"# {TITLE}\n"), flags=re.MULTILINE)
