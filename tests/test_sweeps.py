@@ -289,3 +289,10 @@ def test_the_studies_are_listed(capsys):
     with pytest.raises(SystemExit):
         main(["nothing"])
     assert "no study nothing, expected some of " in capsys.readouterr().err
+
+
+def test_no_file_of_results_is_without_a_reader():
+    readers = [*PACKAGE.glob("*.py"), *(PACKAGE.parent / "notebooks").rglob("*.ipynb")]
+    text = "\n".join(path.read_text("utf-8") for path in readers)
+    names = {path.name.partition(".")[0] for path in (PACKAGE.parent / "data" / "results").iterdir()}
+    assert names and [name for name in sorted(names) if name not in text] == []
