@@ -47,6 +47,8 @@ def weights(rows: pd.DataFrame) -> Figure:
         ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
         ax.set(title=title, xlabel="points of F1 against the plain sum, validation")
         ax.set_ylim(len(CHANGES) - 0.5, -0.6)
+        if len(gains) < len(CHANGES):
+            ax.text(12, len(CHANGES) - 1, "(no other tasks)", color=GREY, ha="center", va="center", fontsize=10)
     axes[0].set_yticks(range(len(CHANGES)), CHANGES.values())
     headline(figure, "In a plain sum the token task starves; a larger weight feeds it")
     plt.close(figure)
@@ -93,6 +95,7 @@ def one_or_four(differences: dict[str, Interval], yours: tuple[str, float] | Non
         ax.annotate(f"{interval.value:+.1f}", (interval.value, place), (0, 6), textcoords="offset points", ha="center")
     if yours:
         place, value = list(differences).index(yours[0]), min(max(yours[1], -12), 12)
+        ax.set_xlim(min(-4, value - 2), max(2, value + 2))
         ax.plot(value, place, "k*", markersize=14, zorder=4)
         ax.annotate(f"yours: {yours[1]:+.1f}", (value, place), (0, -15), textcoords="offset points", ha="center")
     ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
