@@ -1,6 +1,6 @@
 """The pictures of notebook 04 and of appendix A3."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from mtl_helpers import TASKS
 from mtl_helpers.intervals import Interval, seed_interval
 
-from .evidence import unpaired_interval
+from . import token_weight
+from .evidence import choose, unpaired_interval
 from .figures import GREY, TASK_COLOURS, dots_with_intervals, headline
 from .one_or_many import FOUR, RATES
 
@@ -53,6 +54,13 @@ def weights(rows: pd.DataFrame) -> Figure:
     headline(figure, "In a plain sum the token task starves; a larger weight feeds it")
     plt.close(figure)
     return figure
+
+
+def on_snips(ways: Sequence[str] = ("mean", "root", "ten"), seeds: int = 3) -> pd.DataFrame:
+    """F1 on test in points, ways x (intent, slots), with 200 labelled requests; each seed at its better rate."""
+    runs = [run for run in token_weight.STUDY.runs if run["data"] == "snips_200" and run["seed"] < seeds]
+    rows = token_weight.STUDY.rows([run for run in runs if run["way"] in ways])
+    return 100 * choose(rows, ["data", "way"]).groupby(["way", "task"])["test"].mean().unstack().loc[list(ways)]
 
 
 def sharing(rows: pd.DataFrame) -> dict[str, Interval]:
