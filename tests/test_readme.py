@@ -62,7 +62,7 @@ def test_python_example_runs(yours: None):
 
 
 def test_rows_of_the_csv_example_are_good(tmp_path: Path):
-    (tmp_path / "rows.csv").write_text(re.findall(r"```csv\n(.*?)```", TEXT, re.DOTALL)[0], "utf-8")
+    (tmp_path / "rows.csv").write_text(re.findall(r"```text\n(.*?)```", TEXT, re.DOTALL)[0], "utf-8")
     tasks = [Task("urgency", ("high", "low")), Task("mood", ("bad", "good")), Task("entities", ("PER",), "token")]
     table = load_corpus(tmp_path / "rows.csv", tasks=tasks)
     spans = [[text[a:b] for a, b, _ in s] for text, s in zip(table["text"], table["entities"], strict=True) if s]

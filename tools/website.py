@@ -22,7 +22,11 @@ from sphinx.cmd.build import build_main
 
 MATHJAX = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax" / "tex-svg-full.js"
 HEADING = re.compile(r"^#(#+ )", re.MULTILINE)
-README = {"own data": "own_data.md", "notebooks": "index.md"}  # words in a section's heading: its page; else running.md
+README = {
+    "own data": "own_data.md",
+    "notebooks": "index.md",
+    "assignment": "index.md",
+}  # words in a section's heading: its page; else running.md
 SIDEBAR = {
     "The story": "notebooks/[0-9]*",
     "Use it": "notebooks/cheat_sheet* own_data* running* deploy/README* notebooks/glossary*",
@@ -74,6 +78,8 @@ def sources(root: Path, executed: Mapping[Path, NotebookNode]) -> dict[str, str]
         if page == "own_data.md":
             part = HEADING.sub(r"\1", part)
         texts[page] = texts.get(page, "# Running it yourself\n\n" if page == "running.md" else "") + part
+
+    texts["index.md"] = texts["index.md"].replace("](#your-own-data)", "](own_data.md)")  # now a page of its own
 
     names, entries = modules(root), []
     for name in names:
