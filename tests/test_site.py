@@ -283,6 +283,7 @@ def test_no_serious_fault_of_accessibility(site: Path, small: Path, browser: Pag
     faults = {}
     for path, exclude in pages:
         browser.goto(path.as_uri())
+        browser.wait_for_timeout(500)  # colours fade in when the scheme has changed
         browser.evaluate(AXE)
         found = browser.evaluate(SERIOUS.replace("EXCLUDE", exclude))
         faults |= {path.name: found} if found else {}
