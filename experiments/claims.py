@@ -14,9 +14,16 @@ import pandas as pd
 
 from mtl_helpers import TASKS
 
-from . import around_the_backbone, one_or_many, pictures_05, why_entities_suffer
+from . import (
+    around_the_backbone,
+    freezing_by_size,
+    freezing_strategies,
+    one_or_many,
+    pictures_05,
+    scarce_task,
+    why_entities_suffer,
+)
 from .evidence import Difference, holm, over_seeds
-from .sweeps import RESULTS
 
 NAMES = [task.name for task in TASKS]
 ENOUGH = 8  # seeds for a finding to be called shown
@@ -57,11 +64,7 @@ def pooling() -> Difference:
 
 def sharing() -> Difference:
     """One model minus four models of their own, mean over four tasks."""
-    rows, rates = one_or_many.STUDY.rows(), one_or_many.RATES
-    chosen = rows[[rate == rates[tasks][1] for tasks, rate in zip(rows["tasks"], rows["learning_rate"], strict=True)]]
-    test = 100 * chosen.pivot(index="seed", columns=["tasks", "task"], values="test")
-    own = sum(test[name, name] for name in NAMES) / len(NAMES)
-    return over_seeds(test[one_or_many.FOUR].mean(axis=1), own, paired=False)
+    return over_seeds(*one_or_many.against_four(one_or_many.settled(one_or_many.STUDY.rows())), paired=False)
 
 
 def weight() -> Difference:
@@ -71,11 +74,11 @@ def weight() -> Difference:
 
 
 @cache
-def frozen(file: str, size: int | None = None) -> pd.DataFrame:
-    """Rows of a study of freezing at the rate that five seeds were run with, (strategy, seed) x columns."""
-    rows = pd.read_csv(RESULTS / f"{file}.csv")
+def frozen(size: int | None = None) -> pd.DataFrame:
+    """Points of F1 at the rate that was chosen, (strategy, seed) x tasks; with all data Spearman on STS-B, too."""
+    module = freezing_strategies if size is None else freezing_by_size
+    rows = module.HALVING.settled(module.STUDY.rows())
     rows = rows if size is None else rows[rows["size"] == size]
-    rows = rows[rows.groupby(["strategy", "learning_rate"])["seed"].transform("nunique") == 5]
     wide = rows.pivot(index=["strategy", "seed"], columns="task", values="test")
     if "stsb" in rows:
         wide["stsb"] = rows.groupby(["strategy", "seed"])["stsb"].first()
@@ -84,7 +87,7 @@ def frozen(file: str, size: int | None = None) -> pd.DataFrame:
 
 def freezing(first: str, second: str, columns: list[str], size: int | None = None) -> Difference:
     """One strategy minus another, mean over columns."""
-    wide = frozen("freezing_strategies" if size is None else "freezing_by_size", size)[columns].mean(axis=1)
+    wide = frozen(size)[columns].mean(axis=1)
     return over_seeds(wide[first], wide[second], paired=size is not None)
 
 
@@ -97,8 +100,7 @@ def scarce(first: str, second: str, pairs: list[tuple[str, int]]) -> Difference:
 def chosen_weights() -> Difference:
     """Uncertainty weighting minus the best of three weights by each user's own labels, mean of four panels."""
     ours = np.mean([pictures_05.scores(*panel, "uncertainty") for panel in pictures_05.PANELS], axis=0)
-    weights = ("weights 1 : 1", "weights 1 : 3", "weights 1 : 10")
-    theirs = np.mean([pictures_05.chosen_among(weights, *panel) for panel in pictures_05.PANELS], axis=0)
+    theirs = np.mean([pictures_05.chosen_among(scarce_task.WEIGHTS, *panel) for panel in pictures_05.PANELS], axis=0)
     return over_seeds(ours, theirs, paired=True)
 
 

@@ -3,6 +3,8 @@
 The loss of entities counts ten times, the default when these rows were measured.
 """
 
+import pandas as pd
+
 from mtl_helpers import TASKS, MultiTaskModel, SentenceEncoder, TrainingConfig, evaluate, fit, load_corpus
 
 from .sweeps import Study
@@ -51,3 +53,15 @@ STUDY = Study(
     minutes=70,
     tolerance=0.06,
 )
+
+
+def settled(rows: pd.DataFrame) -> pd.DataFrame:
+    """F1 on test in points at the rates that were chosen, seeds x (tasks of the model, task)."""
+    chosen = [rate == RATES[tasks][1] for tasks, rate in zip(rows["tasks"], rows["learning_rate"], strict=True)]
+    return 100 * rows[chosen].pivot(index="seed", columns=["tasks", "task"], values="test")
+
+
+def against_four(test: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Mean over the four tasks, a number a seed: of the one model, and of four models of their own."""
+    names = [task.name for task in TASKS]
+    return test[FOUR].mean(axis=1), sum(test[name, name] for name in names) / len(names)

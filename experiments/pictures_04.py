@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from mtl_helpers import TASKS
 from mtl_helpers.intervals import Interval, seed_interval
 
-from . import token_weight
+from . import one_or_many, token_weight
 from .evidence import choose, unpaired_interval
 from .figures import GREY, TASK_COLOURS, dots_with_intervals, headline
-from .one_or_many import FOUR, RATES
+from .one_or_many import FOUR
 
 NAMES = [task.name for task in TASKS]
 CHANGES = {
@@ -31,7 +31,7 @@ def weight_gains(rows: pd.DataFrame) -> dict[str, dict[str, Interval]]:
     panels = {"entities": wide["entities"], "mean of the other three tasks": wide[NAMES[:3]].mean(axis=1)}
     return {
         title: {
-            change: seed_interval(values.loc[change] - values.loc["plain sum"])
+            change: unpaired_interval(values.loc[change], values.loc["plain sum"])
             for change in CHANGES
             if not values.loc[change].isna().any()
         }
@@ -65,17 +65,14 @@ def on_snips(ways: Sequence[str] = ("mean", "root", "ten"), seeds: int = 3) -> p
 
 def sharing(rows: pd.DataFrame) -> dict[str, Interval]:
     """{task, or "mean": one model minus a model of its own, in points of F1 on test}; seeds not paired."""
-    chosen = rows[[rate == RATES[tasks][1] for tasks, rate in zip(rows["tasks"], rows["learning_rate"], strict=True)]]
-    test = 100 * chosen.pivot(index="seed", columns=["tasks", "task"], values="test")
+    test = one_or_many.settled(rows)
     result = {name: unpaired_interval(test[FOUR, name], test[name, name]) for name in NAMES}
-    own = sum(test[name, name] for name in NAMES) / len(NAMES)
-    return result | {"mean": unpaired_interval(test[FOUR].mean(axis=1), own)}
+    return result | {"mean": unpaired_interval(*one_or_many.against_four(test))}
 
 
 def absolute(rows: pd.DataFrame, baselines: pd.DataFrame) -> pd.DataFrame:
     """F1 on test, a row a task: baselines, four models of their own, one model (means over seeds)."""
-    chosen = rows[[rate == RATES[tasks][1] for tasks, rate in zip(rows["tasks"], rows["learning_rate"], strict=True)]]
-    means = chosen.groupby(["tasks", "task"])["test"].mean()
+    means = one_or_many.settled(rows).mean() / 100
     table = baselines.pivot(index="task", columns="kind", values="test")[["majority", "words", "frozen vectors"]]
     table["own model"] = [means[name, name] for name in table.index]
     table["one model"] = [means[FOUR, name] for name in table.index]

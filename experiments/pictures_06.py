@@ -81,8 +81,8 @@ def under_load(load: pd.DataFrame) -> Figure:
         _name_lines(ax, {name: median.loc[name].iloc[-1] for name in COLOURS}, median.columns[-1])
         ax.set_xticks(median.columns, [str(number) for number in median.columns])
         ax.minorticks_off()
-    axes[0].set_title("requests a second")
-    axes[1].set_title("95 % are answered within … ms")
+    axes[0].set_title("requests a second (logarithmic)")
+    axes[1].set_title("95 % are answered within … ms (logarithmic)")
     for ax in axes:
         ticks = [t for t in (5, 10, 20, 50, 100, 200, 500, 1000, 2000) if ax.get_ylim()[0] <= t <= ax.get_ylim()[1]]
         ax.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
