@@ -318,10 +318,10 @@ def test_formulas_are_drawn_a_folded_cell_opens_and_dark_mode_switches(small: Pa
 # ---------------------------------------------------------------- report and slides
 
 
-def in_thread(function: Callable[[Path], int], root: Path) -> int:
+def in_thread(function: Callable[[Path], int], path: Path) -> int:
     """Playwright's plain interface works once in a thread, and the fixture `browser` may hold it in this one."""
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(function, root).result()
+        return thread.submit(function, path).result()
 
 
 def test_the_report_holds_every_page_with_links_that_lead_somewhere(small: Path):
@@ -347,11 +347,18 @@ def test_the_report_leaves_out_what_is_folded_and_opens_answers(small: Path):
 @needs_browser
 def test_the_report_is_printed_with_its_contents(small: Path, capsys: pytest.CaptureFixture[str]):
     assert in_thread(report.main, small) == 0
-    assert "report.pdf, 3 pages" in capsys.readouterr().out
+    assert "report.pdf, 2 pages" in capsys.readouterr().out
     first = PdfReader(small / "_site" / "report.pdf").pages[0].extract_text()
-    assert re.search(r"The write-up\s*2\b", first) and re.search(r"One\s*3\b", first)
+    assert re.search(r"The write-up\s*2\b", first) and re.search(r"One\s*2\b", first)
     assert len(PdfReader(small / "_site" / "appendix.pdf").pages) == 2
     assert not list((small / "_site").rglob("report.html"))
+
+
+@needs_browser
+def test_the_story_is_printed_on_45_pages_at_most(site: Path):
+    pages = sorted((site / "notebooks").glob("[0-9]*.html"))
+    assert len(pages) == 7
+    assert in_thread(lambda pdf: report.report(pages, "The story", pdf), site / "story.pdf") <= 45
 
 
 def test_without_a_browser_there_is_no_pdf(small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):

@@ -22,13 +22,14 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 QUIET = ["--disable-gpu", "--no-first-run", "--disable-extensions", "--disable-quic", "--disable-sync"]
 QUIET += ["--disable-background-networking", "--disable-component-update"]
 QUIET += ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
-LEFT_OUT = "a.headerlink, .banner, details.above-input, details.above-cell"  # the last two: what is folded
+# Links, what is folded, and what only a running notebook can do.
+LEFT_OUT = "a.headerlink, .banner, details.above-input, details.above-cell, section[id='your-turn']"
 
 
 def chapter(page: Path, others: set[str]) -> BeautifulSoup:
     """What a page of the site says, but for what is folded; the page's name stands before each id, as in links."""
     soup = BeautifulSoup(page.read_text("utf-8"), "html.parser").select_one("article")
-    for element in soup.select(LEFT_OUT):
+    for element in [*soup.select(LEFT_OUT), *(p for p in soup.select("p") if p.get_text().startswith("Previous:"))]:
         element.decompose()
     for element in soup.select("details"):
         element["open"] = ""
