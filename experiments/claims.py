@@ -130,7 +130,7 @@ CLAIMS = (
     ),
     Claim(
         "one model against four",
-        "One model for four tasks is {value} points behind four models in the mean, at a quarter of the time.",
+        "One model for four tasks is {value} points behind four models in the mean, and takes a quarter of their time to answer.",
         -1,
         sharing,
         CORPUS,

@@ -103,6 +103,11 @@ class Difference:
         return f"none larger than {bound:.1f}" if bound <= matters else "undecided"
 
 
+def verdict(interval: Interval) -> str:
+    """That of an interval that stands in no table: likely at most."""
+    return Difference(interval, np.nan, np.nan).verdict(p_adjusted=1.0)
+
+
 def compare(
     first: Mapping[str, Scores], second: Mapping[str, Scores], paired: bool = True, seed: int = 0
 ) -> dict[str, Difference]:

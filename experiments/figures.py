@@ -162,8 +162,8 @@ def draw_architecture(ax: Axes, tasks: Sequence) -> None:
         )
         arrow((5.4, 2.75) if token else (2.6 + (x - 2.6) * 0.35, 3.95), (x, 4.85))
     ax.axhline(4.4, color=GREY, linestyle="--")
-    ax.text(8.2, 4.5, "one per task", color=GREY, ha="right")
-    ax.text(8.2, 4.1, "shared", color=GREY, ha="right")
+    ax.text(-0.6, 4.5, "one per task", color=GREY)
+    ax.text(-0.6, 4.1, "shared", color=GREY)
     ax.set(xlim=(-0.6, 8.2), ylim=(-0.5, 5.7))
     ax.axis("off")
 

@@ -28,7 +28,7 @@ def front() -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(1, 1.25))
     scatter_by_label(left, points, corpus["topic"], sorted(TASKS[0].labels))
     left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01), ncol=3, fontsize=9, markerscale=1.2)
-    left.set_title("what the encoder sees: 2,970 sentences by topic")
+    left.set_title("what the encoder sees: sentences by topic (UMAP)")
     draw_architecture(right, TASKS)
     right.set_title("what is built on it: one encoder, four heads")
     plt.close(figure)
@@ -55,26 +55,30 @@ def claims(table: pd.DataFrame) -> Figure:
 def box(ax: Axes, x: float, y: float, text: str, colour: str, width: int) -> None:
     """A rounded box around wrapped text, centred at (x, y)."""
     look = {"boxstyle": "round,pad=0.35", "fc": colour, "ec": "#444444", "lw": 0.8}
-    ax.text(x, y, textwrap.fill(text, width), ha="center", va="center", fontsize=9.5, bbox=look)
+    ax.text(x, y, textwrap.fill(text, width), ha="center", va="center", fontsize=11, bbox=look)
 
 
 QUESTIONS = (  # x, y, width in characters, text
-    (5, 7.9, 40, "How many labels has the task that matters?"),
-    (5, 6.2, 30, "50 to 400: is there a second task that knows something about this one?"),
-    (8.4, 6.2, 26, "Thousands: several tasks on the same texts?"),
+    (5, 7.3, 44, "How many labels has the task that matters?"),
+    (2.6, 5.6, 32, "Few (50 here): would the answers of another task help with this one?"),
+    (7.9, 5.6, 32, "Thousands (2,084 here): have other tasks labels on the same texts?"),
+    (4.15, 2.0, 26, "Must one model serve both all the same?"),
+    (8.4, 2.0, 32, "Will the vectors also be used for similarity?"),
 )
-ADVICE = (  # the same, and the claim that stands behind it
-    (5, 9.5, 60, "The score to beat: heads on the frozen encoder, last four layers", "pooling on a frozen encoder"),
-    (1.7, 6.2, 30, "About 50, whole sentences: is the frozen encoder enough?", "frozen encoder, few labels"),
-    (3.1, 3.9, 30, "Yes: train both together, and compare with alone for as many rows in all", "a related second task"),
-    (6.2, 3.9, 24, "No: alone, long enough; more labels before any method", "an unrelated second task"),
-    (8.9, 3.9, 25, "Yes: one model, a sum of losses, a larger weight for a token task", "one model against four"),
-    (3.1, 1.5, 34, "One model must serve both all the same: uniform shares", "uniform against proportional shares"),
-    (7.6, 1.5, 38, "Vectors are used for similarity too: heads first, then everything", "heads first: forgetting"),
+ADVICE = (  # the same; {} stands for the verdict of the claim behind it
+    (5, 9.1, 66, "Begin with heads alone on the frozen encoder, mean of its last four layers [{}]; with 50 "
+     "labels training may not beat them [{}]", ("pooling on a frozen encoder", "frozen encoder, few labels")),
+    (1.3, 3.8, 21, "Yes: both at uniform shares, or that task first [{}]", ("a related second task",)),
+    (4.15, 3.8, 26, "No: alone, the other task would cost more than it brings [{}]", ("an unrelated second task",)),
+    (8.1, 3.8, 38, "Yes: one model; loss of quality [{}]; weigh token tasks up [{}]",
+     ("one model against four", "a weight for the token task")),
+    (4.15, 0.5, 26, "Yes: uniform shares [{}]", ("uniform against proportional shares",)),
+    (8.4, 0.5, 32, "Yes: heads first, then all [{}]", ("heads first: forgetting",)),
 )  # fmt: skip
 ARROWS = (
-    ((5, 9.0), (5, 8.3)), ((4, 7.6), (2, 7.0)), ((5, 7.5), (5, 6.95)), ((6, 7.6), (8, 6.75)), ((4.5, 5.45), (3.4, 4.8)),
-    ((5.5, 5.45), (6.1, 4.75)), ((8.5, 5.7), (8.8, 4.9)), ((5.9, 3.05), (4, 2.1)), ((8.8, 2.95), (8, 2.15)),
+    ((5, 8.55), (5, 7.68)), ((4, 6.93), (3.2, 6.22)), ((6, 6.93), (7.3, 6.22)), ((2.1, 4.98), (1.6, 4.55)),
+    ((3.1, 4.98), (3.9, 4.42)), ((8, 4.98), (8.1, 4.42)), ((4.15, 3.18), (4.15, 2.62)), ((8.25, 3.18), (8.4, 2.62)),
+    ((4.15, 1.38), (4.15, 0.9)), ((8.4, 1.38), (8.4, 0.9)),
 )  # fmt: skip
 
 
@@ -84,14 +88,14 @@ def decision_tree(verdicts: Mapping[str, str]) -> Figure:
     Args:
         verdicts: {claim: verdict} of experiments.claims.
     """
-    figure, ax = plt.subplots(figsize=(10, 6.2))
+    figure, ax = plt.subplots(figsize=(10, 6.4))
     for x, y, width, text in QUESTIONS:
         box(ax, x, y, text, "#dce9f5", width)
-    for x, y, width, text, claim in ADVICE:
-        box(ax, x, y, f"{text} [{verdicts[claim]}]", "#fdf3dc", width)
+    for x, y, width, text, behind in ADVICE:
+        box(ax, x, y, text.format(*(verdicts[claim] for claim in behind)), "#fdf3dc", width)
     for start, end in ARROWS:
         ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "#444444"})
-    ax.set(xlim=(0, 10.3), ylim=(0.5, 10.1))
+    ax.set(xlim=(0, 10.3), ylim=(0, 9.9))
     ax.axis("off")
     headline(figure, "What you have (blue), what to do (yellow), how sure we are [in brackets]")
     plt.close(figure)

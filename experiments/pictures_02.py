@@ -137,10 +137,10 @@ def around_the_backbone(around: pd.DataFrame, public: pd.DataFrame) -> Figure:
     bars = [[v - a for v, a in zip(values, low, strict=True)], [b - v for v, b in zip(values, high, strict=True)]]
     left.errorbar(values, places, xerr=bars, fmt="^", color=OUTSIDE, capsize=3, markersize=5)
     left.text(values[0] + 4, places[0], "public: question type", color="#8a5f00", va="center", fontsize=10)
-    left.set(title="pooling, instead of the mean")
+    left.set(title="pooling, instead of the mean (blue: corpus)")
     names = {"unit length": "scaled to length 1", "mlp": "MLP heads", "projection": "shared projection"}
     dots_with_intervals(right, [names[key] for key in others], list(others.values()), PALETTE[0], "+.1f")
-    right.set(title="scaling and heads", ylim=(3.5, -0.6))
+    right.set(title="scaling and heads (corpus)", ylim=(3.5, -0.6))
     for ax in (left, right):
         ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
         ax.set(xlabel="points of F1, test", xlim=(-29, 12))

@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from mtl_helpers import TASKS
 from mtl_helpers.intervals import Interval, seed_interval
 
-from .evidence import Difference
 from .figures import GREY, TASK_COLOURS, curve_with_intervals, dots_with_intervals, headline
 from .halving import Halving
 from .pictures_02 import OUTSIDE, unpaired_interval
@@ -75,11 +74,6 @@ def forgets_less(rows: pd.DataFrame, way: str, paired: bool = False) -> Interval
         return seed_interval(ours - theirs)
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # an encoder that stays: five equal numbers
         return unpaired_interval(ours, theirs)
-
-
-def verdict(difference: Interval) -> str:
-    """Likely, undecided or none larger than x; never "shown", for which intervals over seeds alone are not enough."""
-    return Difference(difference, np.nan, np.nan).verdict(p_adjusted=1.0)
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures

@@ -62,8 +62,8 @@ def dose_response(yours: tuple[float, float] | None = None) -> Figure:
     order = np.argsort(places)
     colour = TASK_COLOURS["entities"]
     curve_with_intervals(ax, np.array(places)[order], [rows[i] for i in order], color=colour, linewidth=2)
-    top = max(rows, key=lambda row: row.value)
-    ax.annotate("together", (100, top.value), (-12, 8), textcoords="offset points", color=colour, ha="right")
+    middle = (rows[order[-1]].value + rows[order[-2]].value) / 2
+    ax.annotate("together", (75, middle), (6, -12), textcoords="offset points", color=colour)
     looks = {LONGER: "-", "alone": ":", "first A, then B": "--"}
     names = {"first A, then B": "first the marks, then the types"}
     heights = sorted((points(doses()[way, "0.0"]).mean(), way) for way in looks)
@@ -74,7 +74,7 @@ def dose_response(yours: tuple[float, float] | None = None) -> Figure:
         ax.text(108, last, names.get(way, way), va="center", fontsize=10, color="#444444")
     for place, noise in zip(places, noises, strict=True):
         users_own = points(doses()["together", noise])
-        ax.plot([place] * len(users_own), users_own, ".", color=colour, alpha=0.4, zorder=1)
+        ax.plot([place - 2] * len(users_own), users_own, ".", color=colour, alpha=0.4, zorder=1)
     if yours:
         ax.plot(100 - 100 * yours[0], yours[1], "k*", markersize=14, zorder=4)
         ax.annotate(f"yours: {yours[1]:.0f}", (100 - 100 * yours[0], yours[1]), (10, -4), textcoords="offset points")
@@ -108,14 +108,18 @@ def against(pair: str, size: int, way: str, other: str, column: str = "scarce") 
 
 
 def unrelated() -> Figure:
-    """What an unrelated second task does to a scarce one, by number of labels."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True)
+    """What an unrelated second task does to a scarce one, by number of labels, beside both ways alone."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), sharey=True)
+    ways = (("alone", ":", 0.95), ("alone, twice as long", "-", 1.0), ("together", "-", 1.05))
     for ax, (pair, (abundant, scarce)) in zip(axes, scarce_task.PAIRS.items(), strict=True):
-        for way, colour, shift in (("alone", GREY, 0.97), ("together", TASK_COLOURS[scarce], 1.03)):
+        for height, (way, line, shift) in enumerate(ways):
             rows = [seed_interval(scores(pair, size, way)) for size in scarce_task.SIZES]
-            curve_with_intervals(ax, [shift * size for size in scarce_task.SIZES], rows, color=colour)
-            name = "alone" if way == "alone" else f"beside {abundant.replace('_', ' ')}"
-            ax.text(0.98, 0.1 if way == "alone" else 0.2, name, color=colour, ha="right", transform=ax.transAxes)
+            colour = TASK_COLOURS[scarce] if way == "together" else GREY
+            places = [shift * size for size in scarce_task.SIZES]
+            curve_with_intervals(ax, places, rows, color=colour, linestyle=line)
+            names = {"together": f"beside {abundant.replace('_', ' ')}", "alone, twice as long": f"{LONGER} (solid)"}
+            words = names.get(way, "alone (dotted)")
+            ax.text(0.98, 0.04 + 0.09 * height, words, color=colour, ha="right", fontsize=10, transform=ax.transAxes)
         ax.set(xscale="log", xlabel="labels of the scarce task", title=scarce, ylim=(0, 100))
         ax.set_xticks(scarce_task.SIZES, scarce_task.SIZES)
         ax.minorticks_off()
@@ -130,6 +134,7 @@ def dots(ways: dict[str, str], other: str, title: str, colour: str = PALETTE[0])
 
     Args:
         ways: {way: label}.
+        other: the way at zero.
     """
     figure, axes = plt.subplots(1, 4, figsize=(10, 1.2 + 0.42 * len(ways)), sharex=True, sharey=True)
     for ax, (pair, size) in zip(axes, PANELS, strict=True):
@@ -137,7 +142,7 @@ def dots(ways: dict[str, str], other: str, title: str, colour: str = PALETTE[0])
         dots_with_intervals(ax, list(ways.values()), rows, colour, "+.0f")
         ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
         ax.set_title(f"{scarce_task.TASKS_OF[pair][1]}, {size} labels", fontsize=11)
-        ax.set_xlabel("points of F1")
+        ax.set_xlabel(f"points from {other}")
     headline(figure, title)
     plt.close(figure)
     return figure
