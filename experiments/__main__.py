@@ -1,13 +1,15 @@
 """The studies behind the course: `python -m experiments` lists them, `python -m experiments NAME` runs what one lacks.
 
 Runs are shared out among processes of one thread each (--processes, default 2); each run's rows are on file when it
-ends, so that an interrupted command goes on when it is given again.
+ends, so that an interrupted command goes on when it is given again. `python -m experiments weights mpnet` fetches the
+weights of the second encoder, which one of the studies needs.
 """
 
 import argparse
 import sys
 
 from .runner import complete, studies
+from .weights import fetch
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,6 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="studies to complete (default: only list all)")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each (default: 2)")
     options = parser.parse_args(arguments)
+    if options.names == ["weights", "mpnet"]:
+        print(fetch())
+        return 0
     known = studies()
     if unknown := set(options.names) - set(known):
         parser.error(f"no study {', '.join(sorted(unknown))}, expected some of {', '.join(known)}")

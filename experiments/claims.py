@@ -130,7 +130,8 @@ CLAIMS = (
     ),
     Claim(
         "one model against four",
-        "One model for four tasks is {value} points behind four models in the mean, and takes a quarter of their time to answer.",
+        "One model for four tasks is {value} points behind four models in the mean, and answers in a quarter of their "
+        "time.",
         -1,
         sharing,
         CORPUS,

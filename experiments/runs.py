@@ -1,6 +1,7 @@
 """What most studies do in a run: train a model on some tables, and write down a row a task with its predictions."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pandas as pd
 from torch import Tensor
@@ -20,14 +21,16 @@ def fitted(
     options: Mapping = {},
     pooling: str = "mean",
     start: dict[str, Tensor] | None = None,
+    encoder: Path | None = None,
 ) -> tuple[MultiTaskModel, History]:
     """A model trained on the rows that carry a label of its tasks, and its history.
 
     Args:
         strategy, options: of `freeze`.
         start: weights of an encoder to begin with; default: the published ones.
+        encoder: folder of another encoder than MiniLM.
     """
-    model = MultiTaskModel(SentenceEncoder.from_pretrained(pooling=pooling), tasks)
+    model = MultiTaskModel(SentenceEncoder.from_pretrained(encoder, pooling=pooling), tasks)
     if start is not None:
         model.encoder.load_state_dict(start)
     freeze(model, strategy, **options)

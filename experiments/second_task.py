@@ -8,6 +8,7 @@ rows in all, and one task after the other.
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -72,6 +73,7 @@ def scarce_rows(
     rows: int,
     rate: float,
     seed: int,
+    encoder: Path | None = None,
 ) -> list[dict]:
     """Train for a scarce task in one of WAYS: its row.
 
@@ -79,19 +81,20 @@ def scarce_rows(
         tables: rows of the abundant task, of the scarce one, of the scarce one to choose by, of the other to look at.
         tasks: the abundant and the scarce one.
         rows: of each task, over all epochs.
+        encoder: folder of another encoder than MiniLM.
     """
     many, few, held_out, looked_at = tables
     abundant, scarce = tasks
     start = None
     if way == "first A, then B":
-        first, _ = fitted([abundant], many, looked_at, settings(rows, rate, seed))
+        first, _ = fitted([abundant], many, looked_at, settings(rows, rate, seed), encoder=encoder)
         start = first.encoder.state_dict()
     if way == "together":
         both, held = pd.concat([many, few]), pd.concat([held_out, looked_at])
-        model, history = fitted([abundant, scarce], both, held, settings(2 * rows, rate, seed))
+        model, history = fitted([abundant, scarce], both, held, settings(2 * rows, rate, seed), encoder=encoder)
     else:
         total = 2 * rows if way == "alone, as many rows in all" else rows
-        model, history = fitted([scarce], few, held_out, settings(total, rate, seed), start=start)
+        model, history = fitted([scarce], few, held_out, settings(total, rate, seed), start=start, encoder=encoder)
     written = task_rows(model, history, test, [scarce])
     return [row | {"rows_hash": fingerprint(many, few, held_out)} for row in written]
 

@@ -1,0 +1,132 @@
+"""Does it hold for another encoder? The course's questions once more, on all-mpnet-base-v2 and 600 sentences.
+
+MPNet (Song et al. 2020, https://arxiv.org/abs/2004.09297) with 12 layers of 768, tuned for similarity on the same
+pairs as MiniLM: another architecture, tokenizer and size, five times the parameters. Its weights are fetched by
+`python -m experiments weights mpnet`; without them the rows can be read all the same.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pandas as pd
+
+from mtl_helpers import TASKS, Task, TrainingConfig, load_corpus
+
+from . import second_task
+from .evidence import Difference, choose, compare, over_seeds, scores_by
+from .runs import fitted, only, task_rows
+from .sweeps import Study, fingerprint
+from .weights import find
+from .what_to_train import similarity
+
+TOPIC, SENTENCE_TYPE, SENTIMENT, ENTITIES = TASKS
+NAMES = [task.name for task in TASKS]
+SENTENCES, EPOCHS, ROWS = 600, 3, 1000
+RATES = (5e-5, 1.5e-4)
+TOGETHER = ("one model", "one model, heads first", "one model, plain mean")
+PAIRS = {"related": (second_task.MARKS, ENTITIES), "unrelated": (TOPIC, SENTIMENT)}
+FEW = ("together", "alone, as many rows in all")
+WAYS = (
+    *TOGETHER,
+    *(f"alone, {name}" for name in NAMES),
+    *(f"{pair}: {way}" for pair in PAIRS for way in FEW),
+)
+
+
+def tables(seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """600 sentences to train on, all to validate and to test on."""
+    corpus = load_corpus()
+    train, validation, test = (corpus[corpus["split"] == split] for split in ("train", "validation", "test"))
+    return train.sample(SENTENCES, random_state=seed), validation, test
+
+
+def scarce(pair: str, way: str, rate: float, seed: int) -> list[dict]:
+    """A task with 50 labels beside a related or an unrelated one: a row for the scarce task."""
+    corpus = load_corpus()
+    if pair == "related":
+        many, few, held_out = second_task.user(50, 0.0, seed)
+    else:
+        rows = corpus[corpus["split"] == "train"].sample(frac=1, random_state=seed)
+        many, labelled = only(rows[:1000], TOPIC), only(rows[1000:], SENTIMENT)[:50]
+        few, held_out = labelled[10:], labelled[:10]
+    parts = [many, few, held_out, many.sample(50, random_state=seed)]
+    test = corpus[corpus["split"] == "test"]
+    return second_task.scarce_rows(way, parts, PAIRS[pair], test, ROWS, rate, seed, find())
+
+
+def another_encoder(way: str, rate: float, seed: int) -> list[dict]:
+    """One of WAYS: a row a task, with what is left of similarity (STS-B) where all tasks train."""
+    pair, _, rest = way.partition(": ")
+    if rest:
+        return scarce(pair, rest, rate, seed)
+    train, validation, test = tables(seed)
+    tasks = [task for task in TASKS if way in TOGETHER or way == f"alone, {task.name}"]
+    weights = {"task_weights": {"entities": 1.0}} if way.endswith("plain mean") else {}
+    rates = {"learning_rate": rate, "head_learning_rate": 1e-3}
+    config = TrainingConfig(epochs=EPOCHS, patience=None, seed=seed, **rates, **weights)
+    strategy = ("probe_then_finetune", {"epochs": 1}) if way.endswith("heads first") else ("full_training", {})
+    model, history = fitted(tasks, train, validation, config, *strategy, encoder=find())
+    left = {"stsb": similarity(model) if way in TOGETHER[:2] else np.nan, "rows_hash": fingerprint(train)}
+    return [row | left for row in task_rows(model, history, test)]
+
+
+STUDY = Study(
+    "another_encoder",
+    "Does it hold for another encoder, all-mpnet-base-v2?",
+    [{"way": way, "rate": rate} for way in WAYS for rate in RATES],
+    another_encoder,
+    range(5),
+    minutes=380,
+    tolerance=0.05,
+)
+
+
+def gold(_: str, name: str) -> tuple[Task, list]:
+    """A task and its labels in the test sentences, whatever the way."""
+    corpus = load_corpus()
+    return next(task for task in TASKS if task.name == name), corpus.loc[corpus["split"] == "test", name].tolist()
+
+
+@cache
+def measured() -> tuple[dict, pd.DataFrame]:
+    """{(way,): {task: Scores}} and the rows, each seed at the rate that it chose on validation."""
+    chosen = choose(STUDY.rows(STUDY.whole()), ["way"])
+    return scores_by(chosen, list(STUDY.predictions()), ["way"], gold), chosen
+
+
+def pair(first: str, second: str, task: str, paired: bool = True) -> Difference:
+    """One way minus another for a task, in points, over seeds and test sentences."""
+    scores, _ = measured()
+    return compare({task: scores[first,][task]}, {task: scores[second,][task]}, paired)[task]
+
+
+def mean(first: str, second: str) -> Difference:
+    """One model minus another, or minus a model for each task ("alone"), in the mean of four tasks."""
+    scores, _ = measured()
+    other = {name: scores[f"alone, {name}" if second == "alone" else second,][name] for name in NAMES}
+    return compare({name: scores[first,][name] for name in NAMES}, other)["mean"]
+
+
+def forgotten() -> Difference:
+    """Heads first minus full training: Spearman on STS-B times 100, over seeds."""
+    _, chosen = measured()
+    left = 100 * chosen.groupby(["way", "seed"])["stsb"].first()
+    return over_seeds(left["one model, heads first"], left["one model"], paired=True)
+
+
+CLAIMS: dict[str, Callable[[], Difference]] = {  # claim of experiments.claims: the same comparison here
+    "a related second task": lambda: pair(*(f"related: {way}" for way in FEW), "entities"),
+    "an unrelated second task": lambda: pair(*(f"unrelated: {way}" for way in FEW), "sentiment"),
+    "one model against four": lambda: mean("one model", "alone"),
+    "a weight for the token task": lambda: pair("one model", "one model, plain mean", "entities"),
+    "heads first: forgetting": forgotten,
+    "heads first: quality": lambda: mean("one model, heads first", "one model"),
+}
+
+
+def answer(claimed: float, here: Difference) -> str:
+    """Whether a claimed difference holds here, fails (the opposite is measured), or is undecided."""
+    if here.interval.low <= 0 <= here.interval.high:
+        return "undecided"
+    return "holds" if here.interval.value * claimed > 0 else "fails"
