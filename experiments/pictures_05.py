@@ -62,8 +62,8 @@ def dose_response(yours: tuple[float, float] | None = None) -> Figure:
     order = np.argsort(places)
     colour = TASK_COLOURS["entities"]
     curve_with_intervals(ax, np.array(places)[order], [rows[i] for i in order], color=colour, linewidth=2)
-    middle = (rows[order[-1]].value + rows[order[-2]].value) / 2
-    ax.annotate("together", (75, middle), (6, -12), textcoords="offset points", color=colour)
+    middle = (rows[order[0]].value + rows[order[1]].value) / 2
+    ax.annotate("together", (25, middle), (0, -18), textcoords="offset points", color=colour)
     looks = {LONGER: "-", "alone": ":", "first A, then B": "--"}
     names = {"first A, then B": "first the marks, then the types"}
     heights = sorted((points(doses()[way, "0.0"]).mean(), way) for way in looks)

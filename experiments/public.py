@@ -1,12 +1,15 @@
 """Public data sets to measure on: not part of the course, but read in the same shape as its corpus."""
 
+import csv
 import hashlib
 import json
 import os
+import tarfile
 import urllib.request
 from itertools import accumulate, groupby
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from mtl_helpers.corpus import SPLITS
@@ -16,6 +19,7 @@ _STSB = "PhilipMay/stsb-multi-mt/30de0dec4ee199b7f42351d3f1a0b19592955385/data/s
 _TREC = "AcademiaSinicaNLPLab/sentiment_dataset/23c72429de5fb3d2f3da87bf2efb5559c15b78f7/data"
 _WNUT = "leondz/emerging_entities_17/e52a2d2a71ac1a051ca2d532eef28653c5c02603"
 _SNIPS = "sonos/nlu-benchmark/b86ac7f1577868c42158d0dec77db50956046696/2017-06-custom-intent-engines"
+_VADER = "cjhutto/vaderSentiment/18c86513ea60b02fce8f3b1b598da43042d91b08/additional_resources"
 INTENTS = {  # name: SHA-256 of the file to train on and of the one to test on
     "AddToPlaylist": (
         "fee1b4645352e70ed8a40f1f87c3b53fc3bf75f8ebc82252a22b82c107e75b01",
@@ -72,6 +76,12 @@ PUBLIC = {  # name: {file name: (where it is, in which version; its SHA-256)}
             "2aa79b764e56ec9264a1b30fdd9b70195bd00ff400b62edd8f399d5f13c178f0",
         ),
     },
+    "reviews": {
+        "hutto_ICWSM_2014.tar.gz": (
+            f"{_VADER}/hutto_ICWSM_2014.tar.gz",
+            "d5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa",
+        ),
+    },
     "snips": {
         f"snips/{file}": (f"{_SNIPS}/{intent}/{file}", sha256)
         for intent, both in INTENTS.items()
@@ -116,6 +126,9 @@ def load_public(name: str) -> pd.DataFrame:
             "snips", requests to a voice assistant (Coucke et al. 2018, https://arxiv.org/abs/1805.10190): an intent
             (task INTENT) and slots (task SLOTS) on the same texts. Training texts that occur again, or in the test
             part, are left out, every tenth of the others is the validation part: 12,252, 1,361 and 700 texts.
+            "reviews", 3,708 sentences of reviews of electronic goods (Hu and Liu 2004), rated from -4 to 4 by twenty
+            people (Hutto and Gilbert 2014, https://doi.org/10.1609/icwsm.v8i1.14550): sentiment as in the corpus,
+            neutral where the mean rating is within 0.5 of zero. A test part only.
 
     Files are taken from the folder that the environment variable MTL_PUBLIC names (default: ~/.cache/mtl_helpers),
     downloaded into it if they are not there, and checked against their SHA-256.
@@ -134,11 +147,13 @@ def load_public(name: str) -> pd.DataFrame:
         return pd.read_csv(paths[0], header=None, names=["sentence_1", "sentence_2", "score"])
     if name == "snips":
         table = _read_snips(paths)
+    elif name == "reviews":
+        table = _read_reviews(paths[0])
     else:
         read, splits = (_read_trec, ("train", "test")) if name == "trec6" else (_read_conll, SPLITS)
         tables = [read(path).assign(split=split) for path, split in zip(paths, splits, strict=True)]
         table = pd.concat(tables, ignore_index=True)
-    if name != "wnut17":
+    if name not in ("wnut17", "reviews"):
         table.loc[(table["split"] == "train") & (table.index % 10 == 9), "split"] = "validation"
     table.insert(0, "id", [f"{name}-{i}" for i in range(1, len(table) + 1)])
     return table
@@ -195,6 +210,15 @@ def _read_conll(path: Path) -> pd.DataFrame:
             kept = [(start, end, _OUR_TYPES[kind]) for start, end, kind in spans if kind in _OUR_TYPES]
             rows.append({"text": " ".join(words), "entities": kept})
     return pd.DataFrame(rows, dtype=object)
+
+
+def _read_reviews(path: Path) -> pd.DataFrame:
+    """Lines of a number, a mean rating and a text, tabs between them, in an archive."""
+    with tarfile.open(path) as archive:
+        file = archive.extractfile("hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt")
+        table = pd.read_csv(file, sep="\t", header=None, names=["id", "rating", "text"], quoting=csv.QUOTE_NONE)
+    sentiment = np.select([table["rating"] > 0.5, table["rating"] < -0.5], ["positive", "negative"], "neutral")
+    return pd.DataFrame({"text": table["text"], "sentiment": sentiment, "split": "test"}, dtype=object)
 
 
 def _read_snips(paths: list[Path]) -> pd.DataFrame:

@@ -1,7 +1,9 @@
 """Public data sets: found, fetched once, checked, and read in the shape of the corpus."""
 
 import hashlib
+import io
 import json
+import tarfile
 import urllib.request
 from pathlib import Path
 from urllib.error import URLError
@@ -52,8 +54,22 @@ def put(folder: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="'glue', expected one of stsb, trec6, wnut17, snips"):
+    with pytest.raises(ValueError, match="'glue', expected one of stsb, trec6, wnut17, reviews, snips"):
         load_public("glue")
+
+
+def test_reviews_are_read_with_their_mean_rating_as_sentiment(put):
+    lines = b'1_1\t-0.51\tit "froze".\r\n1_2\t0.5\tit is grey.\r\n2_1\t3\ti love it!\r\n'
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+        member = tarfile.TarInfo("hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt")
+        member.size = len(lines)
+        archive.addfile(member, io.BytesIO(lines))
+    put("reviews", file.getvalue())
+    table = load_public("reviews")
+    assert table["text"].tolist() == ['it "froze".', "it is grey.", "i love it!"]
+    assert table["sentiment"].tolist() == ["negative", "neutral", "positive"]
+    assert set(table["split"]) == {"test"} and table["id"][2] == "reviews-3"
 
 
 @pytest.mark.parametrize("name", PUBLIC)
