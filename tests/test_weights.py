@@ -48,7 +48,7 @@ def test_the_parts_make_the_model(parts: bytes, capsys: pytest.CaptureFixture[st
 
 def test_other_weights_are_refused_and_not_kept(parts: bytes, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(weights, "SHA256", "0" * 64)
-    with pytest.raises(ValueError, match="its SHA-256 is .*, expected 0000"):
+    with pytest.raises(ValueError, match=r"its SHA-256 is .*, expected 0000"):
         weights.fetch()
     assert not weights.folder().exists()
     monkeypatch.setattr(weights, "SHA256", hashlib.sha256(parts).hexdigest())
