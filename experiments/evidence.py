@@ -5,19 +5,31 @@ have) and with the sentences it is tested on. Both are resampled together: each 
 test sentences with replacement, the same sentences for both sides (Efron and Tibshirani 1993, chapter 8).
 """
 
+import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
-from scipy.stats import ttest_ind, ttest_rel
+from scipy.optimize import brentq
+from scipy.stats import nct, t, ttest_ind, ttest_rel
 
 from mtl_helpers import Task
 from mtl_helpers.evaluation import span_counts
 from mtl_helpers.intervals import Interval
 
 DRAWS = 4000
-POWER = 1.96 + 0.84  # standard errors that an effect must have to be seen in four of five repetitions
+
+
+@cache
+def power(degrees: float) -> float:
+    """Standard errors that an effect must have to be seen in four of five repetitions of a t test (noncentral t)."""
+    if not degrees > 0:  # two sides without any spread
+        return math.nan
+    border = t.ppf(0.975, degrees)
+    return float(brentq(lambda effect: nct.sf(border, degrees, effect) - 0.8, 1.0, 50.0))
 
 
 def choose(rows: pd.DataFrame, setting: Sequence[str], rate: str = "rate", score: str = "validation") -> pd.DataFrame:
@@ -73,6 +85,12 @@ class Scores:
         """N."""
         return len(self.counts[0])
 
+    def first(self, seeds: int) -> "Scores":
+        """Those of the first seeds alone, to set beside a side with fewer."""
+        part = copy.copy(self)
+        part.counts = self.counts[:seeds]
+        return part
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -99,7 +117,7 @@ class Difference:
             return "shown"
         if self.interval.low > 0 or self.interval.high < 0:
             return "likely"
-        bound = max(-self.interval.low, self.interval.high)
+        bound = math.ceil(10 * max(-self.interval.low, self.interval.high)) / 10
         return f"none larger than {bound:.1f}" if bound <= matters else "undecided"
 
 
@@ -137,14 +155,15 @@ def compare(
     if len(first) > 1:
         drawn["mean"] = np.mean(list(drawn.values()), axis=0)
         values["mean"] = float(np.mean(list(values.values())))
-    return {name: _difference(values[name], resamples) for name, resamples in drawn.items()}
+    seeds = min(len(side.counts) for scores in (first, second) for side in scores.values())
+    return {name: _difference(values[name], resamples, seeds) for name, resamples in drawn.items()}
 
 
-def _difference(value: float, resamples: np.ndarray) -> Difference:
+def _difference(value: float, resamples: np.ndarray, seeds: int) -> Difference:
     low, high = np.quantile(resamples, [0.025, 0.975])
     below, above = (resamples <= 0).mean(), (resamples >= 0).mean()
     p = min(1.0, 2 * max(min(below, above), 1 / len(resamples)))
-    return Difference(Interval(value, float(low), float(high)), float(p), float(POWER * resamples.std()))
+    return Difference(Interval(value, float(low), float(high)), float(p), power(seeds - 1) * float(resamples.std()))
 
 
 def unpaired_interval(first: Sequence[float], second: Sequence[float]) -> Interval:
@@ -164,7 +183,8 @@ def over_seeds(first: Sequence[float], second: Sequence[float], paired: bool) ->
     test = ttest_rel(first, second) if paired else ttest_ind(first, second, equal_var=False)
     low, high = test.confidence_interval()
     value = float(np.mean(first) - np.mean(second))
-    return Difference(Interval(value, float(low), float(high)), float(test.pvalue), POWER * abs(value / test.statistic))
+    visible = power(float(test.df)) * abs(value / test.statistic)  # value / statistic: the standard error
+    return Difference(Interval(value, float(low), float(high)), float(test.pvalue), float(visible))
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -60,16 +60,17 @@ def box(ax: Axes, x: float, y: float, text: str, colour: str, width: int) -> Non
 
 QUESTIONS = (  # x, y, width in characters, text
     (5, 7.3, 44, "How many labels has the task that matters?"),
-    (2.6, 5.6, 32, "Few (50 here): would the answers of another task help with this one?"),
+    (2.6, 5.6, 32, "Few (50 here): do the answers of another task say something about this one?"),
     (7.9, 5.6, 32, "Thousands (2,084 here): have other tasks labels on the same texts?"),
     (4.15, 2.0, 26, "Must one model serve both all the same?"),
     (8.4, 2.0, 32, "Will the vectors also be used for similarity?"),
 )
 ADVICE = (  # the same; {} stands for the verdict of the claim behind it
-    (5, 9.1, 66, "Begin with heads alone on the frozen encoder, mean of its last four layers [{}]; with 50 "
-     "labels training may not beat them [{}]", ("pooling on a frozen encoder", "frozen encoder, few labels")),
-    (1.3, 3.8, 21, "Yes: both at uniform shares, or that task first [{}]", ("a related second task",)),
-    (4.15, 3.8, 26, "No: alone, the other task would cost more than it brings [{}]", ("an unrelated second task",)),
+    (5, 9.1, 62, "Begin with heads alone on the frozen encoder, for sentences on the mean of its last four "
+     "layers [{}]; with 50 sentences training may not beat them [{}]",
+     ("pooling on a frozen encoder", "frozen encoder, few labels")),
+    (1.3, 3.8, 21, "Yes: train both together [{}]", ("a related second task",)),
+    (4.15, 3.8, 26, "No: alone; topic cost sentiment points [{}]", ("an unrelated second task",)),
     (8.1, 3.8, 38, "Yes: one model; loss of quality [{}]; weigh token tasks up [{}]",
      ("one model against four", "a weight for the token task")),
     (4.15, 0.5, 26, "Yes: uniform shares [{}]", ("uniform against proportional shares",)),

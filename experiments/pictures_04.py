@@ -1,6 +1,6 @@
 """The pictures of notebook 04 and of appendix A3."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,8 +12,8 @@ from mtl_helpers import TASKS
 from mtl_helpers.intervals import Interval, seed_interval
 
 from . import one_or_many, token_weight
-from .evidence import choose, unpaired_interval
-from .figures import GREY, TASK_COLOURS, dots_with_intervals, headline
+from .evidence import Difference, unpaired_interval
+from .figures import GREY, MARKERS, PALETTE, TASK_COLOURS, dots_with_intervals, headline
 from .one_or_many import FOUR
 
 NAMES = [task.name for task in TASKS]
@@ -56,11 +56,46 @@ def weights(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def on_snips(ways: Sequence[str] = ("mean", "root", "ten"), seeds: int = 3) -> pd.DataFrame:
-    """F1 on test in points, ways x (intent, slots), with 200 labelled requests; each seed at its better rate."""
-    runs = [run for run in token_weight.STUDY.runs if run["data"] == "snips_200" and run["seed"] < seeds]
-    rows = token_weight.STUDY.rows([run for run in runs if run["way"] in ways])
-    return 100 * choose(rows, ["data", "way"]).groupby(["way", "task"])["test"].mean().unstack().loc[list(ways)]
+DATA = {"course": "corpus", "trec6_wnut17": "TREC-6, WNUT-17", "snips_200": "SNIPS, 200", "snips_1000": "SNIPS, 1,000"}
+FACTORS = {"mean": "1 (plain sum)", "three": "3", "ten": "10", "uncertainty": "learnt"}
+
+
+def factor_gains() -> dict[str, dict[str, dict[str, Difference]]]:
+    """{data: {way of FACTORS: {"token task", "sentence tasks": its difference from the square root}}}."""
+    kinds = {
+        data: {
+            "token task": [task.name for task in tasks if task.level == "token"],
+            "sentence tasks": [task.name for task in tasks if task.level != "token"],
+        }
+        for data, tasks in token_weight.TOGETHER.items()
+    }
+    return {
+        data: {
+            way: {kind: token_weight.against(data, way, "root", names) for kind, names in kinds[data].items()}
+            for way in FACTORS
+        }
+        for data in DATA
+    }
+
+
+def factors(gains: dict) -> Figure:
+    """What other factors than the square root do to the token task and to the sentence tasks of four data sets."""
+    figure, axes = plt.subplots(1, 4, figsize=(10, 3.6), sharex=True, sharey=True)
+    looks = {"token task": (TASK_COLOURS["entities"], -0.16), "sentence tasks": (PALETTE[0], 0.16)}
+    for ax, (data, ways) in zip(axes, gains.items(), strict=True):
+        for place, kinds in enumerate(ways.values()):
+            for kind, (colour, shift) in looks.items():
+                value, low, high = kinds[kind].interval
+                bar = [[value - low], [high - value]]
+                ax.errorbar(value, place + shift, xerr=bar, fmt=MARKERS[colour], color=colour, capsize=3)
+        ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
+        ax.set(title=DATA[data], xlabel="points from the root")
+    axes[0].set_yticks(range(len(FACTORS)), FACTORS.values())
+    axes[0].set_ylim(len(FACTORS) - 0.5, -0.6)
+    for (kind, (colour, _)), height in zip(looks.items(), (0.14, 0.04), strict=True):
+        axes[0].text(0.02, height, kind, color=colour, fontsize=10, transform=axes[0].transAxes)
+    plt.close(figure)
+    return figure
 
 
 def sharing(rows: pd.DataFrame) -> dict[str, Interval]:

@@ -12,7 +12,7 @@ from mtl_helpers import Task, load_corpus
 from mtl_helpers.intervals import Interval, seed_interval
 
 from . import scarce_task, second_task
-from .evidence import Difference, Scores, choose, compare, scores_by
+from .evidence import Difference, Scores, compare, scores_by
 from .figures import GREY, PALETTE, TASK_COLOURS, curve_with_intervals, dots_with_intervals, headline
 
 PANELS = [(pair, size) for pair in scarce_task.PAIRS for size in (50, 200)]
@@ -25,18 +25,23 @@ def gold(_: str, name: str) -> tuple[Task, list]:
     return second_task.ENTITIES, corpus.loc[corpus["split"] == "test", name].tolist()
 
 
+def main_runs() -> list[dict]:
+    """Those of the dose-response study at the rate that was chosen."""
+    return [run for run in second_task.STUDY.runs if run["rate"] == second_task.RATE]
+
+
 @cache
 def doses() -> dict[tuple[str, str], Scores]:
-    """{(way, share of wrong marks): scores of the scarce task}, each seed at the rate that it chose."""
+    """{(way, share of wrong marks): scores of the scarce task}, all at one rate."""
     study = second_task.STUDY
-    chosen = choose(study.rows(study.whole()).astype({"noise": str}), ["way", "noise"])
-    by_setting = scores_by(chosen, list(study.predictions()), ["way", "noise"], gold)
+    rows = study.rows(main_runs()).astype({"noise": str})
+    by_setting = scores_by(rows, list(study.predictions()), ["way", "noise"], gold)
     return {setting: tasks["entities"] for setting, tasks in by_setting.items()}
 
 
 def users() -> int:
-    """How many users the dose-response study has so far."""
-    return len({run["seed"] for run in second_task.STUDY.whole()})
+    """How many users the dose-response study has."""
+    return len({run["seed"] for run in main_runs()})
 
 
 def points(scores: Scores) -> np.ndarray:

@@ -84,7 +84,9 @@ def under_load(load: pd.DataFrame) -> Figure:
     axes[0].set_title("requests a second (logarithmic)")
     axes[1].set_title("95 % are answered within … ms (logarithmic)")
     for ax in axes:
-        ticks = [t for t in (5, 10, 20, 50, 100, 200, 500, 1000, 2000) if ax.get_ylim()[0] <= t <= ax.get_ylim()[1]]
+        ticks = [
+            t for t in (5, 10, 20, 50, 100, 200, 300, 500, 1000, 2000) if ax.get_ylim()[0] <= t <= ax.get_ylim()[1]
+        ]
         ax.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
     headline(figure, "A busy core answers no faster to more clients: they wait")
     plt.close(figure)
@@ -115,7 +117,7 @@ def memory(server: pd.DataFrame, file: pd.DataFrame, other: pd.DataFrame) -> Fig
         right.plot(own["n"], own["value"], color=colour, marker=MARKERS[colour], markersize=5)
         right.text(own["n"].max(), own["value"].iloc[-1] + 30, name, color=colour, ha="right", fontsize=10)
     left.set(title="a server", xlabel="requests answered", ylabel="MB")
-    middle.set(title="predict on a file", xlabel="rows labelled")
+    middle.set(title="predict on a file (int8 in blocks)", xlabel="rows labelled")
     right.set(title="a runtime", xlabel="shapes of batches seen")
     for ax, step in ((left, 5000), (middle, 10_000), (right, 200)):
         ax.set(xlim=(-0.06 * step, 2.06 * step), ylim=(0, None))

@@ -9,7 +9,6 @@ that is better on its own validation texts. Three seeds show which ways fail whe
 from collections.abc import Sequence
 from functools import cache
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -18,7 +17,7 @@ from mtl_helpers.batches import make_examples
 from mtl_helpers.evaluation import labelled, macro_f1, span_counts, span_f1
 from mtl_helpers.tasks import IGNORE
 
-from .evidence import choose, compare, scores_by
+from .evidence import Difference, Scores, choose, compare, over_seeds, scores_by
 from .public import ENTITIES, INTENT, QUESTION_TYPE, SLOTS, load_public, questions_and_names
 from .sweeps import Study, fingerprint
 
@@ -59,10 +58,8 @@ def tokens_per_span_token(model: MultiTaskModel, train: pd.DataFrame, task: Task
 
 
 def settle(way: str, model: MultiTaskModel, train: pd.DataFrame) -> dict:
-    """Settings of TrainingConfig for one of WAYS, or for a task alone."""
-    token_task = next((task for task in model.tasks if task.level == "token"), None)
-    if token_task is None:
-        return {}
+    """Settings of TrainingConfig for one of WAYS."""
+    token_task = next(task for task in model.tasks if task.level == "token")
     factor = {"three": 3.0, "ten": 10.0}.get(way, 1.0)
     if way == "root":
         factor = tokens_per_span_token(model, train, token_task) ** 0.5
@@ -70,9 +67,9 @@ def settle(way: str, model: MultiTaskModel, train: pd.DataFrame) -> dict:
 
 
 def token_weight(data: str, way: str, rate: float, seed: int) -> list[dict]:
-    """One model for all tasks, or (way: alone, NAME) for one of them: a row a task."""
+    """One model for all tasks of a data set: a row a task."""
     train, validation, test = tables(data, seed)
-    tasks = [task for task in TOGETHER[data] if way in WAYS or way == f"alone, {task.name}"]
+    tasks = TOGETHER[data]
     used = [part.dropna(subset=[task.name for task in tasks], how="all") for part in (train, validation, test)]
     model = MultiTaskModel(SentenceEncoder.from_pretrained(), tasks)
     settings = settle(way, model, used[0])
@@ -88,7 +85,7 @@ def token_weight(data: str, way: str, rate: float, seed: int) -> list[dict]:
                 "task": task.name,
                 "validation": best.at[task.name, "score"],
                 "test": span_f1(span_counts(truth, guesses)) if token else macro_f1(truth, guesses),
-                "factor": settings.get("task_weights", {}).get(task.name, 1.0),
+                "factor": settings["task_weights"].get(task.name, 1.0),
                 "rows_hash": fingerprint(*used),
                 "predictions": guesses if token else [task.index(label) for label in guesses],
             }
@@ -97,24 +94,17 @@ def token_weight(data: str, way: str, rate: float, seed: int) -> list[dict]:
 
 
 def seeds(setting: dict) -> range:
-    """Eight for what is close; three for what fails plainly, and for each task alone, which only gives the scale."""
+    """Eight for what is close; three for what fails plainly."""
     return range(8 if setting["way"] in CLOSE else 3)
 
 
 STUDY = Study(
     "token_weight",
     "How much should the loss of a token task weigh beside that of a sentence task?",
-    [
-        {"data": data, "way": way, "rate": rate}
-        for data, way in [
-            *((data, way) for data in ROUNDS for way in WAYS),
-            *((data, f"alone, {task.name}") for data, tasks in TOGETHER.items() for task in tasks),
-        ]
-        for rate in RATES
-    ],
+    [{"data": data, "way": way, "rate": rate} for data in ROUNDS for way in WAYS for rate in RATES],
     token_weight,
     seeds,
-    minutes=220,
+    minutes=190,
     tolerance=0.05,
 )
 
@@ -125,32 +115,43 @@ def gold(data: str, name: str) -> tuple[Task, list]:
     return task, tables(data, 0)[2][name].dropna().tolist()
 
 
-def summary(rows: pd.DataFrame, predictions: Sequence[dict]) -> pd.DataFrame:
-    """Each way on each data set and task: score in points, and the difference from the best way there.
+@cache
+def measured() -> dict[str, dict[str, dict[str, Scores]]]:
+    """{data: {way: {task: Scores}}}: each seed of each way at the rate that it chose on its validation texts."""
+    chosen = choose(STUDY.rows(STUDY.whole()), ["data", "way"])
+    result: dict[str, dict[str, dict[str, Scores]]] = {data: {} for data in ROUNDS}
+    for (data, way), tasks in scores_by(chosen, list(STUDY.predictions()), ["data", "way"], gold).items():
+        result[data][way] = tasks
+    return result
 
-    The rate is that which each seed chose on its validation texts, for each way anew.
+
+def against(data: str, way: str, other: str, tasks: Sequence[str]) -> Difference:
+    """A way minus another in points, in the mean of some tasks, over the seeds that both have and test sentences.
+
+    Seeds are paired where they draw the texts to train on, which is everywhere but in the corpus.
+    """
+    first, second = (measured()[data][name] for name in (way, other))
+    seeds = min(len(side[task].counts) for side in (first, second) for task in tasks)
+    sides = [{task: side[task].first(seeds) for task in tasks} for side in (first, second)]
+    return list(compare(*sides, paired=data != "course").values())[-1]
+
+
+def harm() -> pd.DataFrame:
+    """For each of WAYS the task that it harms most, by validation scores: least harmful first.
 
     Returns:
-        One row per data set, task and way: score, from_best (with low and high, 95 % over seeds and sentences).
+        Rows way, data, task, best (the way that is best for it), value, low, high: points of F1 behind that way, 95 %
+        over the seeds that both have.
     """
-    chosen = choose(rows, ["data", "way"])
-    scores, table = scores_by(chosen, predictions, ["data", "way"], gold), []
-    for data in dict.fromkeys(chosen["data"]):
-        ways = {way: tasks for (place, way), tasks in scores.items() if place == data}
-        means = {
-            (way, task): 100 * float(own(np.ones((1, own.sentences))).mean())
-            for way, tasks in ways.items()
-            for task, own in tasks.items()
-        }
-        for task in dict.fromkeys(task for _, task in means):
-            best = max((way for way in WAYS if (way, task) in means), key=lambda way: means[way, task])
-            for way in (way for way, name in means if name == task):
-                value, low, high = compare({task: ways[way][task]}, {task: ways[best][task]})[task].interval
-                table.append([data, task, way, means[way, task], value, low, high])
-    return pd.DataFrame(table, columns=["data", "task", "way", "score", "from_best", "low", "high"])
-
-
-def harm(table: pd.DataFrame) -> pd.DataFrame:
-    """For each of WAYS the task it harms most: the way whose worst interval lies highest is the default."""
-    worst = table[table["way"].isin(WAYS)].sort_values("high").drop_duplicates("way")
-    return worst.sort_values("from_best", ascending=False).reset_index(drop=True)
+    chosen = choose(STUDY.rows(STUDY.whole()), ["data", "way"])
+    scores = 100 * chosen.set_index(["data", "task", "way", "seed"])["validation"].sort_index()
+    rows = []
+    for data, task in scores.index.droplevel(["way", "seed"]).unique():
+        table = scores[data, task].unstack("way")
+        best = table.dropna().mean().idxmax()
+        for way in WAYS:
+            both = table[list({way, best})].dropna()
+            gap = over_seeds(both[way], both[best], paired=True).interval if way != best else (0.0, 0.0, 0.0)
+            rows.append([way, data, task, best, *gap])
+    table = pd.DataFrame(rows, columns=["way", "data", "task", "best", "value", "low", "high"])
+    return table.sort_values("high").drop_duplicates("way").sort_values("high", ascending=False, ignore_index=True)

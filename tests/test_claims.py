@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from experiments import claims
-from experiments.evidence import POWER, holm, over_seeds
+from experiments.evidence import holm, over_seeds, power
 
 
 def test_the_table_has_ten_claims_with_verdicts_that_follow_from_it():
@@ -44,6 +44,12 @@ def test_differences_over_seeds_paired_and_not():
     assert paired.interval == pytest.approx(
         (np.mean(first - second), reference.confidence_interval().low, reference.confidence_interval().high)
     )
-    assert paired.visible == pytest.approx(POWER * np.std(first - second, ddof=1) / 8**0.5)
+    assert paired.visible == pytest.approx(power(7) * np.std(first - second, ddof=1) / 8**0.5)
     assert apart.interval.value == pytest.approx(paired.interval.value)
     assert apart.interval.high - apart.interval.low > 3 * (paired.interval.high - paired.interval.low)
+
+
+@pytest.mark.parametrize("seeds", [5, 8])
+def test_an_effect_called_visible_is_seen_in_four_of_five_repetitions(seeds: int):
+    draws = np.random.default_rng(0).normal(power(seeds - 1) / seeds**0.5, 1, (5000, seeds))
+    assert (ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.02)
