@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 something wrong with the data or the model, 2 wrong usage,
 
 import argparse
 import csv
+import hashlib
 import io
 import json
 import os
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from .multitask import MultiTaskModel
 
 CHUNK = 1024  # lines that predict reads before it writes
-RUN = "training.json"  # in the model's folder: the SHA-256 of the file that it was trained on
+RUN = "training.json"  # in the model's folder: the SHA-256 of the file that it was trained on, digests of its texts
 
 SETTINGS = {  # those of TrainingConfig that can be given, with its defaults
     "epochs": (int, 5, "passes over the training rows"),
@@ -95,7 +96,7 @@ def make_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
 
     add = command("train", run_train, TRAIN, "train a model on a CSV and save it").add_argument
     add("data", metavar="DATA.csv", type=expanded, help="labelled texts")
-    add("--output", metavar="DIR", type=expanded, required=True, help="folder for the model; made if it isn't there")
+    add("--output", metavar="DIR", type=destination, required=True, help="folder for the model; made if it isn't there")
     text = "a column with one label per text; without labels, the column's values (2 to 100); repeatable"
     add("--task", metavar="NAME[=LABEL,...]", action="append", default=[], help=text)
     text = "a column with spans of these types, in JSON; repeatable"
@@ -113,7 +114,7 @@ def make_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     text = "rows to score (default: test; all if the file has no column split and isn't the one trained on)"
     add("--split", choices=["train", "validation", "test", "all"], help=text)
     text = "write the table there too (default: only print it)"
-    add("--output", metavar="FILE.csv", type=expanded, help=text)
+    add("--output", metavar="FILE.csv", type=destination, help=text)
 
     add = command("predict", run_predict, PREDICT, "label texts with a model").add_argument
     add("model", metavar="DIR", type=expanded, help="folder that train wrote")
@@ -131,6 +132,13 @@ def make_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
         else:
             commands.add_parser(name, help=short)
     return parser
+
+
+def destination(text: str) -> Path:
+    """Where to write. ValueError for an empty path, as of a shell variable that isn't set."""
+    if not text:
+        raise ValueError(text)
+    return expanded(text)
 
 
 def weight(text: str) -> tuple[str, float]:
@@ -177,7 +185,8 @@ def run_train(options: argparse.Namespace) -> None:
     if not FIRST:
         return
     model.save_pretrained(output)
-    write(output / RUN, json.dumps({"data": data}) + "\n")
+    texts = [digest(text) for text in splits["train"]["text"]]
+    write(output / RUN, json.dumps({"data": data, "texts": sorted(set(texts))}) + "\n")
     write(output / "history.csv", history.to_frame().to_csv(index=False))
     say(f"saved in {output}: the weights of epoch {history.best_epoch} of {len(history.scores)}, best on validation")
     if splits["test"].reindex(columns=[task.name for task in tasks]).notna().any(axis=None):
@@ -195,12 +204,19 @@ def run_evaluate(options: argparse.Namespace) -> None:
     from .tables import CorpusError
 
     model, path = MultiTaskModel.from_pretrained(options.model).to(device()), options.data
+    if options.output and options.output.exists() and options.output.samefile(path):
+        raise ValueError(f"{path}: is the file with the labels, which would be lost; write the scores elsewhere")
     rows, split, why = read_corpus(path, model.tasks), options.split or "test", ""
     if "split" not in rows:
         rows["split"] = assign_splits(rows, model.tasks)
         if options.split is None:
-            note = options.model / RUN
-            trained_on = note.is_file() and read_json(note).get("data") == sha256_of(path)
+            note = read_json(options.model / RUN) if (options.model / RUN).is_file() else {}
+            trained_on = note.get("data") == sha256_of(path)
+            known = set() if trained_on else {digest(text) for text in rows["text"]} & set(note.get("texts", ()))
+            if known:
+                say(
+                    f"warning: {len(known)} of these texts were trained on, which makes scores too good; leave them out"
+                )
             split = "test" if trained_on else "all"
             why = ": the part of this file that training kept aside" if trained_on else ": the file has no column split"
     rows = rows if split == "all" else rows[rows["split"] == split].reset_index(drop=True)
@@ -211,7 +227,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 def run_predict(options: argparse.Namespace) -> None:
     """Label texts, some at a time."""
-    if options.output:
+    if options.output is not None:
         from . import predictor
 
         return predictor.run(options)
@@ -242,6 +258,11 @@ def score(model: "MultiTaskModel", rows: "pd.DataFrame", which: str, output: Pat
     print(table.to_string(index=False, float_format="{:.3f}".format))
     if output is not None:
         write(output, table.to_csv(index=False))
+
+
+def digest(text: str) -> str:
+    """Twelve digits that tell a text from others."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:12]
 
 
 def read_lines() -> Iterator[str]:

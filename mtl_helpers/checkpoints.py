@@ -168,12 +168,13 @@ def identity(
     backbone = model.encoder.backbone.config.to_dict()
     for name in ("_name_or_path", "transformers_version", "dtype"):  # what loading elsewhere or elsewhen would change
         backbone.pop(name, None)
+    modules = [repr(model.encoder.projection), *(m.p for m in model.encoder.modules() if isinstance(m, nn.Dropout))]
     trains = [[n, list(p.shape), p.requires_grad] for n, p in model.named_parameters()]
     return {
         **{name: value for name, value in asdict(config).items() if name != "checkpoint_every"},
         "tasks": [[task.name, task.level, *task.labels] for task in model.tasks],
         "the factors of the losses": factors,
-        "the encoder": [model.encoder.pooling, model.encoder.layers, _fingerprint(backbone)],
+        "the encoder": [model.encoder.pooling, model.encoder.layers, _fingerprint(backbone), _fingerprint(modules)],
         "the heads": [model.head, model.dropout],
         "what trains": [_fingerprint(trains), dict(model.thaws), dict(model.rates)],
         "the training data": _fingerprint(rows[0]),

@@ -54,6 +54,8 @@ def load_corpus(
 
 def read_corpus(path: str | Path, tasks: Sequence[Task]) -> pd.DataFrame:
     """What `load_corpus` returns, without dividing a file that has no split column."""
+    if not tasks:
+        raise ValueError("tasks is empty, expected at least one task")
     header, rows, problems = read_rows(path)
     wrong = check_header(header, tasks)
     refuse(path, wrong + problems if wrong else [])  # without its columns a file can't be read any further

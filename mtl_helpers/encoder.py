@@ -5,6 +5,7 @@ mean is that of Muennighoff 2022, "SGPT" (https://arxiv.org/abs/2202.08904).
 Shapes: B texts, T tokens, H width of the backbone, D width of a sentence vector.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -101,11 +102,22 @@ class SentenceEncoder(nn.Module):
                 f"{type(tokenizer).__name__} has no padding token or no offsets, expected a fast tokenizer with both"
             )
         self.traits, self.width, longest = try_out(backbone), backbone.config.hidden_size, longest_input(backbone)
-        most = self.traits.depth + 1
+        most, rows = self.traits.depth + 1, backbone.get_input_embeddings().num_embeddings
+        last, last_id = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        if last_id >= rows:
+            what = f"has the token {last!r} with the number {last_id}, but this backbone embeds {rows}"
+            raise ValueError(f"the tokenizer {what}; is it another model's?")
+        if not tokenizer("")["input_ids"]:
+            raise ValueError(
+                "the tokenizer gives an empty text no token (no special tokens), expected at least one for each text"
+            )
         layers = min(4, most) if layers is None else layers
         max_length = min(longest, tokenizer.model_max_length) if max_length is None else max_length
         if pooling not in POOLINGS:
             raise ValueError(f"pooling is {pooling!r}, expected one of {', '.join(POOLINGS)}")
+        for name, value in (("layers", layers), ("max_length", max_length)):
+            if not isinstance(value, int):
+                raise ValueError(f"{name} is {value!r}, expected a whole number")
         if not 1 <= layers <= most:
             raise ValueError(f"layers is {layers}, expected 1 to {most} for a backbone of {most - 1} layers")
         if not 3 <= max_length <= longest:
@@ -114,6 +126,8 @@ class SentenceEncoder(nn.Module):
         self.backbone, self.tokenizer = backbone, tokenizer
         self.pooling, self.layers, self.normalize, self.max_length = pooling, layers, normalize, max_length
         if isinstance(projection, int):
+            if projection < 1:
+                raise ValueError(f"projection is {projection}, expected the width of a vector, 1 or more")
             modules = nn.Linear(self.width, projection), nn.Tanh(), nn.LayerNorm(projection), nn.Dropout(0.1)
             projection = nn.Sequential(*modules)
         self.projection, self.dim = projection, self.width
@@ -207,6 +221,10 @@ class SentenceEncoder(nn.Module):
             for rows in progress(batches, "encode"):
                 pooled, _ = self(collate([examples[i] for i in rows], self.tokenizer.pad_token_id))
                 vectors[rows] = pooled.float().cpu()
+        if not vectors.isfinite().all():
+            raise FloatingPointError(
+                "vectors are not finite numbers: the weights are damaged, or too large for their precision"
+            )
         return F.normalize(vectors, dim=1) if self.normalize else vectors
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -261,6 +279,13 @@ def _load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             raise ValueError(f"{folder / 'model.safetensors'}: {what}") from error
         except Exception as error:
             raise ValueError(f"{folder}: can't be loaded by transformers ({error})") from error
+    depth = getattr(backbone.config, "num_hidden_layers", 0)
+    for key in info["unexpected_keys"]:  # heads of the pretraining are left out, layers never
+        number = re.search(r"\blayers?\.(\d+)\.", key)
+        if number and int(number[1]) >= depth:
+            raise ValueError(f"{folder / 'config.json'}: says {depth} layers, but the weights have {key}; put it right")
+    if not all(parameter.isfinite().all() for parameter in backbone.parameters()):
+        raise ValueError(f"{folder / 'model.safetensors'}: holds weights that are no finite numbers; fetch it again")
     missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
     if missing:
         kind = backbone.config.model_type

@@ -13,6 +13,7 @@ from .multitask import MultiTaskModel, decode
 from .runtime import inference
 from .tables import check_table
 from .tasks import IGNORE, Span, Task
+from .warn import warn_caller
 
 
 def evaluate(model: MultiTaskModel, test: pd.DataFrame, draws: int = 1000, intervals: bool = True) -> pd.DataFrame:
@@ -33,10 +34,11 @@ def evaluate(model: MultiTaskModel, test: pd.DataFrame, draws: int = 1000, inter
         ValueError: no text is labelled for any task of the model.
     """
     test = check_table(test, model.tasks, "test")
-    predicted, rows = model.predict(test["text"]), []
+    predicted, rows, without = model.predict(test["text"]), [], []
     for task in model.tasks:
         truth, guesses = labelled(task, test, predicted)
         if not truth:
+            without.append(task.name)
             continue
         columns, metrics = scoring(task, truth, guesses)
         for metric, score in metrics.items():
@@ -45,6 +47,8 @@ def evaluate(model: MultiTaskModel, test: pd.DataFrame, draws: int = 1000, inter
     if not rows:
         names = ", ".join(task.name for task in model.tasks)
         raise ValueError(f"found no label for {names} in {len(test)} rows, expected some to compare predictions with")
+    if without:
+        warn_caller(f"test has no label for {', '.join(without)}")
     return pd.DataFrame(rows, columns=["task", "metric", "value", *["low", "high"] * intervals, "texts"])
 
 

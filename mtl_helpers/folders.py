@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SETTINGS = "encoder.json"  # written last: the hashes of the weights that belong together
+# What another model may have left in a folder, and would be read with the new one.
+STALE = ("special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt")
+STALE += ("sentencepiece.bpe.model", "spiece.model", "adapter_config.json")
 
 
 @contextmanager
@@ -33,6 +36,9 @@ def replacing(directory: str | Path) -> Iterator[Path]:
             for name in sorted(names, key=lambda name: name.name in (SETTINGS, "tasks.json", "serving.json")):
                 (directory / name).parent.mkdir(exist_ok=True)
                 os.replace(folder / name, directory / name)
+            for name in STALE if Path("config.json") in names else ():
+                if Path(name) not in names:
+                    (directory / name).unlink(missing_ok=True)
     except Exception as error:
         # safetensors and tokenizers report a failed write as errors of their own; Rust appends "(os error 28)" to them
         if not isinstance(error, OSError) and "os error" not in str(error):

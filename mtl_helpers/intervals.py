@@ -31,6 +31,8 @@ def bootstrap(score: Callable[..., float], *columns: np.ndarray, draws: int = 10
     Returns:
         The score on all rows, the 2.5 % and the 97.5 % quantile.
     """
+    if draws < 1:
+        raise ValueError(f"draws is {draws}, expected 1 or more")
     arrays = [np.asarray(column) for column in columns]
     rows = np.random.default_rng(seed).integers(len(arrays[0]), size=(draws, len(arrays[0])))
     low, high = np.quantile([score(*(array[row] for array in arrays)) for row in rows], [0.025, 0.975])

@@ -4,6 +4,7 @@ modules.json lists what a text passes through, in order; most modules have a fol
 (https://sbert.net). That library itself, slow to import, is used for the modules that are rare.
 """
 
+import copy
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ HARMLESS = {  # settings that say what is done here anyway
     "include_prompt": (True,),
     "model_type": ("SentenceTransformer",),
     "module_input_name": ("sentence_embedding",),
-    "module_output_name": ("sentence_embedding", "token_embeddings"),
+    "module_output_name": ("sentence_embedding",),
     "transformer_task": ("feature-extraction",),
 }
 
@@ -85,7 +86,9 @@ def _check_prompt(path: Path) -> None:
 
 def _transformer(folder: Path) -> dict:
     path = next(iter([*folder.glob("sentence_bert_config.json"), *folder.glob("sentence_*_config.json")]), folder / "-")
-    settings = _settings(path, "max_seq_length", "do_lower_case", "modality_config", "unpad_inputs")
+    settings = _settings(
+        path, "max_seq_length", "do_lower_case", "modality_config", "unpad_inputs", "module_output_name"
+    )
     text = (settings.get("modality_config") or {}).get("text")
     if text and text != {"method": "forward", "method_output_name": "last_hidden_state"}:
         raise _refusal(path, f"modality_config = {text!r} for texts")
@@ -94,14 +97,16 @@ def _transformer(folder: Path) -> dict:
 
 def _pooling(path: Path, last_layers: bool) -> str:
     """Our name of a pooling. Older folders have a key for each, such as pooling_mode_mean_tokens: true."""
-    flags = [name for name in (read_json(path) if path.is_file() else {}) if name.startswith("pooling_mode")]
+    flags = [name for name in read_json(path) if name.startswith("pooling_mode")]
     settings = _settings(path, "embedding_dimension", "word_embedding_dimension", *flags)
     old = [name[len("pooling_mode_") :] for name in flags if settings[name] is True]
     old = [name.removesuffix("_tokens").removesuffix("_token") for name in old]
-    modes = settings.get("pooling_mode") or old or ["mean"]
-    modes = [modes] if isinstance(modes, str) else modes
-    if len(modes) > 1 or modes[0] not in (("mean",) if last_layers else POOLINGS):
-        raise _refusal(path, f"the pooling {' + '.join(modes)} (expected one of {', '.join(POOLINGS)})")
+    modes = settings.get("pooling_mode") or old
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    if len(modes) != 1 or modes[0] not in (("mean",) if last_layers else POOLINGS):
+        raise _refusal(
+            path, f"the pooling {' + '.join(map(str, modes)) or 'of no mode'} (expected one of {', '.join(POOLINGS)})"
+        )
     return "last_layers" if last_layers else POOLINGS[modes[0]]
 
 
@@ -165,3 +170,15 @@ def write_modules(folder: Path, encoder: nn.Module) -> None:
     write_json(folder / "modules.json", listed)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": encoder.max_length, "do_lower_case": False})
     write_json(folder / "config_sentence_transformers.json", {"prompts": {}, "default_prompt_name": None})
+    check_projection(folder, encoder)
+
+
+def check_projection(folder: Path, encoder: nn.Module) -> None:
+    """Raise ValueError if the projection read from a folder is not that of the encoder."""
+    if encoder.projection is None:
+        return
+    numbers = torch.randn(8, encoder.width, generator=torch.Generator().manual_seed(0))
+    read, own = read_modules(folder)[1]["projection"], copy.deepcopy(encoder.projection).cpu().float()
+    if read is None or not torch.allclose(read.eval()(numbers), own.eval()(numbers), rtol=1e-4, atol=1e-5):
+        what = "can't be written: expected Linear (with at most one activation behind it, without settings), LayerNorm"
+        raise ValueError(f"the projection {encoder.projection} {what} and Dropout, in any order")

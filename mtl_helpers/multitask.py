@@ -78,6 +78,8 @@ class MultiTaskModel(nn.Module):
                 raise ValueError(f"task name {name!r} is also a method of PyTorch's ModuleDict; give the task another")
             if f"{name}_probability" in names:
                 raise ValueError(f"tasks {name!r} and '{name}_probability' would share a column of predict; rename one")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout!r}, expected 0 or more and less than 1")
         self.encoder, self.tasks, self.head, self.dropout = encoder, tuple(tasks), head, dropout
         widths = {"sentence": encoder.dim, "token": encoder.backbone.config.hidden_size}
         self.heads = nn.ModuleDict(
@@ -179,6 +181,9 @@ class MultiTaskModel(nn.Module):
                 logits = self(self.batch([examples[i] for i in indices]))
                 for task in self.tasks:
                     probabilities, codes = (t.cpu() for t in logits[task.name].float().softmax(-1).max(-1))
+                    if not probabilities.isfinite().all():
+                        what = "the weights are damaged, or too large for their precision"
+                        raise FloatingPointError(f"scores of task {task.name} are not finite numbers: {what}")
                     labels = decode(task, codes, [examples[i]["offsets"] for i in indices])
                     for i, label, probability in zip(indices, labels, probabilities.tolist(), strict=True):
                         if task.level == "sentence":
@@ -205,6 +210,7 @@ class MultiTaskModel(nn.Module):
             self.encoder.save_pretrained(folder)
             save_file(self.heads.state_dict(), folder / "heads.safetensors", {"tasks": json.dumps(tasks)})
             write_json(folder / "tasks.json", {**settings, "sha256": hashes(folder)})
+        (Path(directory).expanduser() / "serving.json").unlink(missing_ok=True)  # describes an export of another save
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> "MultiTaskModel":

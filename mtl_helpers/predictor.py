@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .folders import sha256_of
 from .serving import ServedModel, cores
 
 PART = 4096  # rows: what is written at once, and at most lost when a run is killed
@@ -61,9 +63,13 @@ class Predictor:
         """
         import pyarrow as pa
 
-        arrow = table if isinstance(table, pa.Table) else pa.Table.from_pandas(table, preserve_index=False)
-        if "text" not in arrow.column_names:
-            raise ValueError(f"found the columns {', '.join(arrow.column_names)}, expected a column text")
+        if not hasattr(table, "columns"):
+            raise TypeError(f"found a {type(table).__name__}, expected a pandas.DataFrame or a pyarrow.Table")
+        names = table.column_names if isinstance(table, pa.Table) else list(table.columns)
+        if names.count("text") != 1:
+            raise ValueError(f"found the columns {', '.join(map(str, names)) or '(none)'}, expected one column text")
+        own = [name for name in ("id", "text") if name in names]
+        arrow = table if isinstance(table, pa.Table) else pa.Table.from_pandas(table[own], preserve_index=False)
         kind = arrow["text"].type
         if not any(check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)):
             raise ValueError(f"column text: found {kind}, expected strings")
@@ -85,22 +91,32 @@ def predict_file(predictor: Predictor, source: str | Path, output: str | Path) -
     """Label a Parquet file of any size in constant memory; returns the number of rows.
 
     Parts are written beside `output`; the same call again goes on behind the last of them. In the end they become one
-    file. Raises ValueError for parts that belong to another file or model.
+    file. Raises ValueError for parts that belong to another file or model, and for an output that is the source.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file, output = pq.ParquetFile(source, pre_buffer=False), Path(output)
+    source, output = Path(source), Path(output)
+    if output.exists() and output.samefile(source):
+        raise ValueError(f"{output}: is the file to be labelled, which would be lost; write the answers elsewhere")
+    file = pq.ParquetFile(source, pre_buffer=False)
     columns = [name for name in ("id", "text") if name in file.schema_arrow.names]
-    folder, total = output.with_name(f"{output.name}.parts"), file.metadata.num_rows
+    if file.schema_arrow.names.count("text") != 1:
+        raise ValueError(f"{source}: found the columns {', '.join(file.schema_arrow.names)}, expected one column text")
+    folder, done = (output.with_name(f"{output.name}.{end}") for end in ("parts", "done"))
+    total, note = file.metadata.num_rows, folder / "about.json"
+    shutil.rmtree(done, ignore_errors=True)  # of a call that was killed while it tidied up
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"rows": total, "bytes": Path(source).stat().st_size, "model": predictor.model.version}
-    note = folder / "about.json"
-    if note.is_file() and json.loads(note.read_text()) != about:
+    about = {"rows": total, "source": sha256_of(source), "model": predictor.model.version}
+    paths = sorted(folder.glob("*.parquet"))
+    if (note.is_file() or paths) and not _is(note, about):
         raise ValueError(f"{folder}: belongs to another file or model; delete it to start over")
-    note.write_text(json.dumps(about))
-    first = sum(pq.read_metadata(path).num_rows for path in folder.glob("*.parquet"))
-    start, waiting, seen, number = time.perf_counter(), [], 0, len(list(folder.glob("*.parquet")))
+    if [path.stem for path in paths] != [f"{i:06}" for i in range(len(paths))]:
+        raise ValueError(f"{folder}: parts are missing; delete it to start over")
+    (folder / "noting").write_text(json.dumps(about))
+    (folder / "noting").replace(note)
+    first = sum(pq.read_metadata(path).num_rows for path in paths)
+    start, waiting, seen, number = time.perf_counter(), [], 0, len(paths)
     for batch in file.iter_batches(STEP, columns=columns):
         seen += len(batch)
         if seen > first:
@@ -119,15 +135,24 @@ def predict_file(predictor: Predictor, source: str | Path, output: str | Path) -
         for path in paths:
             writer.write_table(pq.read_table(path))
     (folder / "writing").replace(output)
-    for path in [*paths, note]:
-        path.unlink()
-    folder.rmdir()
+    folder.rename(done)  # at once: a part that is missing would be a part that was never there
+    shutil.rmtree(done)
     return total
+
+
+def _is(note: Path, about: dict) -> bool:
+    """Whether a note is there, whole, and says this."""
+    try:
+        return json.loads(note.read_text(encoding="utf-8")) == about
+    except (OSError, ValueError):
+        return False
 
 
 def run(options: argparse.Namespace) -> None:
     """The command `predict DIR in.parquet --output out.parquet`."""
     if len(options.texts) != 1 or not Path(options.texts[0]).is_file():
         raise ValueError(f"--output: found {options.texts}, expected one Parquet file to read")
+    if not options.output:
+        raise ValueError("--output: found an empty path, expected that of a Parquet file to write")
     rows = predict_file(Predictor(options.model), options.texts[0], options.output)
     print(f"{options.output}: {rows} rows", file=sys.stderr)

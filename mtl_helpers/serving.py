@@ -41,7 +41,13 @@ class ServedModel:
         if precision not in ("auto", *FILES):
             raise ValueError(f"precision is {precision!r}, expected 'auto', 'fp32' or 'int8'")
         self.settings = read_json(folder / SERVING)
-        hashes = self.settings["sha256"]
+        try:
+            hashes = dict(self.settings["sha256"])
+            length, side = int(self.settings["max_length"]), self.settings.get("truncation_side", "right")
+            self.pad = int(self.settings["pad_id"])
+        except (KeyError, TypeError, ValueError) as error:
+            remedy = f"write it anew with: python -m mtl_helpers export {folder}"
+            raise ValueError(f"{folder / SERVING}: not as export writes it ({error!r}); {remedy}") from error
         self.precision = ("int8" if FILES["int8"] in hashes else "fp32") if precision == "auto" else precision
         file = FILES[self.precision]
         if file not in hashes:
@@ -53,7 +59,7 @@ class ServedModel:
         self.tasks = tuple(Task(**task) for task in read_json(folder / "tasks.json")["tasks"])
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(self.settings["max_length"])
+        self.tokenizer.enable_truncation(length, direction=side)
         self.session = open_session(folder / file, threads)
 
     def predict(self, texts: Sequence[str], each: Callable = map) -> tuple[list[dict[str, Any]], list[bool]]:
@@ -71,6 +77,7 @@ class ServedModel:
         Raises:
             TypeError, ValueError: no list of strings; half a surrogate pair in a string.
         """
+        texts = texts if isinstance(texts, str) else list(texts)  # of any kind, to be read twice and by position
         encodings = self.tokenize(texts)
         answers: list[dict[str, Any]] = [{} for _ in encodings]
         for rows, logits in self.logits(encodings, each):
@@ -107,7 +114,7 @@ class ServedModel:
         yield from zip(batches, each(lambda rows: self._run([encodings[i].ids for i in rows]), batches), strict=True)
 
     def _run(self, lines: list[list[int]]) -> list[np.ndarray]:
-        ids = np.full((len(lines), max(map(len, lines))), self.settings["pad_id"], np.int64)
+        ids = np.full((len(lines), max(map(len, lines))), self.pad, np.int64)
         mask = np.zeros_like(ids)
         for row, line in enumerate(lines):
             ids[row, : len(line)], mask[row, : len(line)] = line, 1

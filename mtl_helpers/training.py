@@ -58,6 +58,8 @@ def fit(
         OSError: a checkpoint can't be written.
         KeyboardInterrupt: with word of what the model holds and how to go on.
     """
+    if directory is not None and not str(directory):
+        raise ValueError("directory is an empty path, expected a folder for checkpoints, or None for none")
     distributed.start()
     config, model = config or TrainingConfig(), unwrapped(model)
     examples, held_out = read_labels(model, train, "train"), read_labels(model, validation, "validation")
@@ -66,7 +68,7 @@ def fit(
     plan = [epoch_batches(examples, config, epoch) for epoch in range(1, config.epochs + 1)]
     thaw(model, epoch=1)
     run = Run(model, make_optimizer(model, config), make_balance(model, config, examples))
-    factors, first_weights = run.balance.factors, fingerprint_of(model) if directory else ""
+    factors, first_weights = run.balance.factors, fingerprint_of(model) if directory is not None else ""
     whose = identity(model, config, factors, first_weights, examples, held_out)
     checkpoints = Checkpoints(directory, same_run(model, whose))
     checkpoints.resume(run)
@@ -78,7 +80,7 @@ def fit(
         if run.kept is not None:
             model.load_state_dict(run.kept)
         model.eval()
-        if directory:
+        if directory is not None:
             first_weights = checkpoints.identity["the first weights"]
             model.left_by_fit = fingerprint_of(model), checkpoints.name, first_weights
     return run.history
@@ -95,7 +97,8 @@ def train_epochs(
 ) -> None:
     """The loop: epochs of `plan`, in each its batches (positions in `examples`), then validation on `held_out`."""
     model, precision, total, planned = run.model, precision_of(run.model, config), sum(map(len, plan)), 0
-    hidden, hidden_held_out = (hidden_source(model, rows, precision, cache) for rows in (examples, held_out))
+    hidden = hidden_source(model, examples, precision, cache)
+    hidden_held_out = hidden_source(model, held_out, cache=cache)  # judged in float32, as `evaluate` judges
     start = time.perf_counter() - (run.history.steps[-1]["seconds"] if run.history.steps else 0.0)
     with progress(None, "train", total - run.step) as bar:
         for epoch, batches in enumerate(plan, start=1):
@@ -127,7 +130,7 @@ def train_epochs(
                 if run.step % config.checkpoint_every == 0 and run.step < planned:
                     checkpoints.save(run)
             # An epoch is judged without dropout, and its weights are set aside if they are the ones to keep.
-            validated = validate(model, held_out, precision, hidden_held_out)
+            validated = validate(model, held_out, hidden=hidden_held_out)
             run.history.close_epoch(epoch, count_labels(examples), validated)
             run.balance.end_epoch(run.history.train_losses(epoch))
             if kept_epoch(run.history, config) == epoch:

@@ -338,6 +338,10 @@ def fewer_attention_heads(run: SimpleNamespace) -> None:
     run.model.encoder.backbone.config.num_attention_heads = 2
 
 
+def more_dropout(run: SimpleNamespace) -> None:
+    run.model.encoder.backbone.encoder.layer[0].output.dropout.p = 0.4
+
+
 def other_embeddings(run: SimpleNamespace) -> None:
     run.model.encoder.backbone.embeddings.word_embeddings.weight.data[7, 3] += 1e-3
 
@@ -359,7 +363,8 @@ OTHER_RUNS = [
     (lambda run: run.model.encoder.backbone.embeddings.requires_grad_(False), r"what trains changed"),
     (lambda run: freeze(run.model, "layerwise_decay"), r"what trains changed"),
     (lambda run: freeze(run.model, "gradual_unfreezing"), r"what trains changed"),
-    (model(projection=32), r"what trains changed; the first weights changed"),
+    (model(projection=32), r"the encoder changed; what trains changed; the first weights changed"),
+    (more_dropout, r"the encoder changed"),
     (model(pooling="max"), r"the encoder changed"),
     (fewer_attention_heads, r"the encoder changed"),
     (model(dropout=0.5), r"the heads changed"),
@@ -383,6 +388,11 @@ def test_checkpoints_of_another_run_are_refused_in_words(change, difference, bui
     assert re.fullmatch(expected, str(caught.value)), str(caught.value)
     assert contents(stopped) == files
     assert_identical(weights(other.model), before)
+
+
+def test_an_empty_path_is_no_directory(build, partly, validation):
+    with pytest.raises(ValueError, match="directory is an empty path"):
+        fit(build(), partly, validation, CONFIG, "")
 
 
 def test_what_makes_no_difference_makes_no_other_run(run, build, uninterrupted, stopped, tmp_path):

@@ -145,6 +145,27 @@ def test_rows_trained_on_are_not_scored_by_accident(unsplit, tiny_dir, tmp_path,
     assert "split test: the part of this file that training kept aside" in err
 
 
+def test_texts_trained_on_are_noticed_in_another_file(unsplit, tiny_dir, tmp_path, capsys):
+    assert train(unsplit, tmp_path / "model", tiny_dir) == 0
+    (tmp_path / "again.csv").write_bytes(unsplit.read_bytes().replace(b"\n", b"\r\n"))
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "model"), str(tmp_path / "again.csv")]) == 0
+    assert "warning: 42 of these texts were trained on" in capsys.readouterr().err
+
+
+def test_the_data_are_not_overwritten(data, trained, capsys, tmp_path):
+    before = data.read_bytes()
+    assert main(["evaluate", str(trained), str(data), "--output", str(data.parent / "." / data.name)]) == 1
+    assert "is the file with the labels, which would be lost" in refused(capsys)
+    assert data.read_bytes() == before
+    for command in (["train", str(data)], ["evaluate", str(trained), str(data)]):
+        with pytest.raises(SystemExit):
+            main([*command, "--output", ""])
+        assert "argument --output: invalid destination value: ''" in capsys.readouterr().err
+    assert main(["predict", str(trained), str(data), "--output", ""]) == 1
+    assert "--output: found an empty path" in refused(capsys)
+
+
 def test_own_tasks(tiny_dir, tmp_path, capsys):
     path = tmp_path / "reviews.csv"
     moods, shops, dishes = ("good", "bad", "10"), ("A", "B", ""), ('[[0, 4, ""DISH""]]', "[]", "")

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules as theirs
@@ -283,6 +284,9 @@ IMPOSSIBLE = {
     "layers is 5, expected 1 to 4": {"layers": 5},
     "max_length is 2, expected 3 to 64": {"max_length": 2},
     "max_length is 65, expected 3 to 64": {"max_length": 65},
+    "max_length is 9.5, expected a whole number": {"max_length": 9.5},
+    "layers is '2', expected a whole number": {"layers": "2"},
+    "projection is 0, expected the width of a vector": {"projection": 0},
     "the projection takes 7 numbers, expected 8": {"projection": nn.Sequential(nn.Linear(32, 8), nn.Linear(7, 8))},
 }
 
@@ -708,6 +712,68 @@ def test_one_changed_byte_in_saved_weights_is_noticed(name: str, family_dirs, tm
     (tmp_path / name).write_bytes(raw)
     with pytest.raises(ValueError, match=f"{name}: its SHA-256"):
         SentenceEncoder.from_pretrained(tmp_path)
+
+
+UNWRITABLE = {  # modules.json would say something else
+    "an activation first": [nn.Tanh()],
+    "an activation behind LayerNorm": [nn.Linear(32, 16), nn.LayerNorm(16), nn.Tanh()],
+    "two activations": [nn.Linear(32, 16), nn.Tanh(), nn.ReLU()],
+    "an activation with settings": [nn.Linear(32, 16), nn.LeakyReLU(0.5)],
+    "LayerNorm with settings": [nn.LayerNorm(32, eps=0.5)],
+}
+
+
+@pytest.mark.parametrize("name", UNWRITABLE)
+def test_a_projection_that_can_not_be_written_is_refused(name: str, family_dirs, tmp_path):
+    torch.manual_seed(0)
+    encoder = SentenceEncoder.from_pretrained(family_dirs["bert"], projection=nn.Sequential(*UNWRITABLE[name]))
+    with pytest.raises(ValueError, match=r"the projection Sequential.* can't be written"):
+        encoder.save_pretrained(tmp_path / "saved")
+    assert not list((tmp_path / "saved").iterdir())
+
+
+def test_a_pooling_without_its_settings_is_refused(saved):
+    (saved / "1_Pooling" / "config.json").write_text('{"embedding_dimension": 32}')
+    with pytest.raises(ValueError, match="the pooling of no mode"):
+        SentenceEncoder.from_pretrained(saved)
+    (saved / "1_Pooling" / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1_Pooling.config\.json: no such file"):
+        SentenceEncoder.from_pretrained(saved)
+
+
+def test_layers_are_never_left_out(published):
+    edit(published / "config.json", num_hidden_layers=1)
+    with pytest.raises(ValueError, match=r"says 1 layers, but the weights have .*layer\.[12]\."):
+        SentenceEncoder.from_pretrained(published)
+
+
+def test_weights_that_are_no_numbers_are_refused_and_noticed(tiny, published):
+    weights = load_file(published / "model.safetensors")
+    weights[min(weights)].view(-1)[3] = torch.nan
+    save_file(weights, published / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"model\.safetensors: holds weights that are no finite numbers"):
+        SentenceEncoder.from_pretrained(published)
+    tiny.backbone.encoder.layer[1].output.dense.bias.data[0] = torch.inf
+    with pytest.raises(FloatingPointError, match="vectors are not finite numbers"):
+        tiny.encode(["Behold!"])
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(tiny, published):
+    tiny.tokenizer.add_tokens(["behold-all-of-this"])
+    with pytest.raises(ValueError, match=r"has the token 'behold-all-of-this' with the number .* but this"):
+        SentenceEncoder(tiny.backbone, tiny.tokenizer)
+    edit(published / "tokenizer.json", post_processor=None)
+    with pytest.raises(ValueError, match="gives an empty text no token"):
+        SentenceEncoder.from_pretrained(published)
+
+
+def test_what_another_model_left_in_a_folder_is_not_read(tiny, tmp_path):
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "<strange>"}')
+    (tmp_path / "notes.txt").write_text("mine")
+    tiny.save_pretrained(tmp_path)
+    again = SentenceEncoder.from_pretrained(tmp_path)
+    assert again.tokenizer.pad_token_id == tiny.tokenizer.pad_token_id
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_weights_of_another_architecture_are_refused(published, family_dirs):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,11 +61,21 @@ def test_it_travels_without_its_model(folder: Path, table: pd.DataFrame):
 
 @pytest.mark.parametrize(
     ("table", "message"),
-    [(pd.DataFrame({"txt": ["a"]}), "columns txt, expected a column text"), (pd.DataFrame({"text": [1]}), "int64")],
+    [
+        (pd.DataFrame({"txt": ["a"]}), "columns txt, expected one column text"),
+        (pd.DataFrame([["a", "b"]], columns=["text", "text"]), "columns text, text, expected one column text"),
+        (pd.DataFrame({"text": [1]}), "int64"),
+        (["a"], "found a list, expected a pandas.DataFrame"),
+    ],
 )
 def test_other_tables_are_refused(folder: Path, table: pd.DataFrame, message: str):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         Predictor(folder)(table)
+
+
+def test_other_columns_may_hold_anything(folder: Path):
+    mixed = pd.DataFrame({"text": ["Behold!", "Ana"], "gold": [[(0, 3, "PER")], "none"]})
+    assert len(Predictor(folder)(mixed)) == 2
 
 
 def test_it_runs_in_daft(folder: Path):
@@ -140,3 +151,55 @@ def test_the_command(folder: Path, source: Path, tmp_path: Path):
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout == "" and "300 of 300 rows" in done.stderr
     assert pq.read_table(tmp_path / "out.parquet")["id"].to_pylist() == list(range(300))
+
+
+def test_a_call_that_is_killed_while_it_tidies_up_loses_nothing(
+    folder: Path, source: Path, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(predictor, "PART", 50)
+    ask, output, remove = Predictor(folder), tmp_path / "out.parquet", shutil.rmtree
+
+    def killed(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists():
+            next(path.glob("*.parquet")).unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        predict_file(ask, source, output)
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    assert predict_file(ask, source, output) == 300
+    assert pq.read_table(output)["id"].to_pylist() == list(range(300))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.parquet", "out.parquet"]
+
+
+def test_a_file_of_the_same_size_is_another_file(folder: Path, source: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(predictor, "PART", 50)
+    monkeypatch.setattr(predictor, "STEP", 50)
+    ask, table = Predictor(folder), pq.read_table(source)
+
+    def stopping(rows: pa.Table) -> pa.Table:
+        if rows["id"][0].as_py() > 100:
+            raise KeyboardInterrupt
+        return ask(rows)
+
+    stopping.model = ask.model
+    with pytest.raises(KeyboardInterrupt):
+        predict_file(stopping, source, tmp_path / "out.parquet")
+    parts = tmp_path / "out.parquet.parts"
+    assert len(list(parts.glob("*.parquet"))) == 2
+    texts = [text and text.replace("Oslo", "Rome") for text in table["text"].to_pylist()]
+    pq.write_table(table.set_column(1, "text", pa.array(texts)), source, row_group_size=70)
+    with pytest.raises(ValueError, match="belongs to another file or model"):
+        predict_file(ask, source, tmp_path / "out.parquet")
+    pq.write_table(table, source, row_group_size=70)
+    (parts / "000000.parquet").unlink()
+    with pytest.raises(ValueError, match="parts are missing"):
+        predict_file(ask, source, tmp_path / "out.parquet")
+
+
+def test_the_source_is_no_place_for_the_answers(folder: Path, source: Path):
+    before = source.read_bytes()
+    with pytest.raises(ValueError, match="is the file to be labelled, which would be lost"):
+        predict_file(Predictor(folder), source, source.parent / "." / source.name)
+    assert source.read_bytes() == before

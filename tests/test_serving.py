@@ -205,3 +205,50 @@ def test_cores_are_those_of_the_container(tmp_path: Path, monkeypatch, files: di
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert cores(str(tmp_path)) == limit
+
+
+def test_texts_of_any_kind_are_read_by_position(exported: Callable[[str], Path]):
+    served, texts = ServedModel(exported("bert")), ["Ana Duarte went to Oslo.", "Behold the city of Rome!"]
+    expected = served.predict(texts)
+    assert served.predict(text for text in texts) == expected
+    assert served.predict(pd.Series(texts, index=[1, 0])) == expected
+
+
+@pytest.mark.parametrize("text", ["{}", '{"sha256": 1, "max_length": 9, "pad_id": 0}', '{"sha256": {}}'])
+def test_a_damaged_description_is_refused(text: str, exported: Callable[[str], Path], tmp_path: Path):
+    folder = shutil.copytree(exported("bert"), tmp_path / "model")
+    (folder / "serving.json").write_text(text)
+    with pytest.raises(ValueError, match=r"serving\.json: not as export writes it .* python -m mtl_helpers export"):
+        ServedModel(folder)
+
+
+def test_an_export_does_not_outlive_the_model_it_was_made_of(exported: Callable[[str], Path], tmp_path: Path):
+    folder = shutil.copytree(exported("bert"), tmp_path / "model")
+    model = MultiTaskModel.from_pretrained(folder)
+    model.encoder.pooling = "cls"
+    model.save_pretrained(folder)
+    with pytest.raises(FileNotFoundError, match=r"serving\.json: no such file"):
+        ServedModel(folder)
+
+
+def test_scores_that_are_no_numbers_are_not_exported(exported: Callable[[str], Path], tmp_path: Path):
+    model = MultiTaskModel.from_pretrained(exported("bert"))
+    with torch.no_grad():
+        model.heads["topic"][-1].bias.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="scores of task topic are not finite numbers"):
+        model.predict(["Behold!"])
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"gives other scores than the model \(by nan\)"):
+        export(tmp_path / "model")
+
+
+def test_long_texts_are_cut_on_the_model_s_own_side(exported: Callable[[str], Path], tmp_path: Path):
+    model = MultiTaskModel.from_pretrained(exported("bert"))
+    model.encoder.tokenizer.truncation_side = "left"
+    model.save_pretrained(tmp_path / "model")
+    export(tmp_path / "model")
+    text = "Ana went to Oslo. " * 40 + "Behold the minutes!"
+    with warnings.catch_warnings(action="ignore"):
+        expected = model.predict([text])
+    answers, _ = ServedModel(tmp_path / "model").predict([text])
+    assert answers[0]["topic"]["probability"] == pytest.approx(expected["topic_probability"][0], abs=2e-5)
