@@ -1,4 +1,4 @@
-"""What differs from one architecture to the next: where its layers are, how long a text may be, how it is run.
+"""Any encoder: found and loaded; then what differs from one architecture to the next, layers, longest text, a pass.
 
 Nothing here goes by an architecture's name: a short trial shows how a backbone behaves. A pass notes what comes into
 each layer, so that hidden states need no hooks (a model with those of transformers can't be pickled), and may start
@@ -6,12 +6,18 @@ at any layer. Shapes: B texts, T tokens, H width, L layers.
 """
 
 import copy
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from .folders import quiet, read_json
+from .minilm import MINILM, find_minilm
 from .runtime import inference
 
 
@@ -164,3 +170,57 @@ def _run(backbone: PreTrainedModel, ids: Tensor, mask: Tensor, current: _Pass) -
         replacement, (path, _, name) = owner, path.rpartition(".")
     output = replacement(input_ids=ids, attention_mask=mask, output_hidden_states=False, return_dict=True)
     return (*current.inputs, output.last_hidden_state)
+
+
+def find_model(name_or_path: str | Path | None) -> Path:
+    """Directory of a model: the bundled MiniLM, a local directory, or a snapshot from the hub."""
+    if name_or_path is None or (str(name_or_path) in (MINILM, Path(MINILM).name) and not Path(name_or_path).exists()):
+        return find_minilm()
+    directory = Path(name_or_path).expanduser()
+    if directory.is_dir():
+        return directory
+    try:
+        patterns = ["*.json", "*.txt", "*.model", "model*.safetensors", "*/model.safetensors"]
+        return Path(snapshot_download(str(name_or_path), allow_patterns=patterns))
+    except Exception as error:
+        what = "neither a directory here nor a model that the hub would give"
+        raise FileNotFoundError(
+            f"{name_or_path}: {what} ({type(error).__name__}); pass a directory, or None for MiniLM"
+        ) from error
+
+
+def load_model(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Backbone in float32 and tokenizer; one clear error for each way in which a folder is incomplete or damaged."""
+    needed = {"config.json": ["config.json"], "tokenizer.json": ["tokenizer.json", "vocab.*", "*.model"]}
+    needed["model.safetensors"] = ["model.safetensors", "model.safetensors.index.json"]
+    for name, patterns in needed.items():
+        if not any(path for pattern in patterns for path in folder.glob(pattern)):
+            raise FileNotFoundError(f"{folder}: holds no {name}, expected a complete model directory")
+    for path in folder.glob("*.json"):
+        read_json(path, object)  # damaged ones are named here
+    options = {"local_files_only": True, "trust_remote_code": False}
+    with quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            backbone, info = AutoModel.from_pretrained(
+                folder, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **options
+            )
+        except (SafetensorError, RuntimeError) as error:
+            what = "truncated, damaged, or of other shapes than config.json says; fetch or save the model again"
+            raise ValueError(f"{folder / 'model.safetensors'}: {what}") from error
+        except Exception as error:
+            raise ValueError(f"{folder}: can't be loaded by transformers ({error})") from error
+    depth = getattr(backbone.config, "num_hidden_layers", 0)
+    for key in info["unexpected_keys"]:  # heads of the pretraining are left out, layers never
+        number = re.search(r"\blayers?\.(\d+)\.", key)
+        if number and int(number[1]) >= depth:
+            raise ValueError(f"{folder / 'config.json'}: says {depth} layers, but the weights have {key}; put it right")
+    if not all(parameter.isfinite().all() for parameter in backbone.parameters()):
+        raise ValueError(f"{folder / 'model.safetensors'}: holds weights that are no finite numbers; fetch it again")
+    missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
+    if missing:
+        kind = backbone.config.model_type
+        raise ValueError(
+            f"{folder}: no weights for {missing[0]} and {len(missing) - 1} more; expected a {kind} encoder"
+        )
+    return backbone, tokenizer

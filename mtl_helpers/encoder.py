@@ -5,21 +5,18 @@ mean is that of Muennighoff 2022, "SGPT" (https://arxiv.org/abs/2202.08904).
 Shapes: B texts, T tokens, H width of the backbone, D width of a sentence vector.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .backbones import hidden_states, longest_input, try_out
+from .backbones import find_model, hidden_states, load_model, longest_input, try_out
 from .batches import collate, length_batches, tokenize
 from .folders import SETTINGS, check_sha256, hashes, quiet, read_json, replacing, write_json
-from .minilm import MINILM, SHA256, find_minilm
+from .minilm import MINILM, SHA256
 from .modules_json import read_modules, write_modules
 from .progress import progress
 from .runtime import inference
@@ -159,7 +156,7 @@ class SentenceEncoder(nn.Module):
             ValueError: weights with another hash, truncated, or not for this architecture; a folder of
                 sentence-transformers with something that can't be honoured.
         """
-        directory = _find(name_or_path)
+        directory = find_model(name_or_path)
         expected = {"model.safetensors": SHA256} if directory.name == Path(MINILM).name else {}
         if (directory / SETTINGS).is_file():
             expected = read_json(directory / SETTINGS).get("sha256", {})
@@ -168,7 +165,7 @@ class SentenceEncoder(nn.Module):
         folder, saved = read_modules(directory)
         if sha256:
             check_sha256(folder / "model.safetensors", sha256)
-        backbone, tokenizer = _load(folder)
+        backbone, tokenizer = load_model(folder)
         normalizer = tokenizer.is_fast and tokenizer.backend_tokenizer.normalizer
         if saved.pop("lowercase") and not (normalizer and normalizer.normalize_str("A") == "a"):
             raise ValueError(
@@ -239,57 +236,3 @@ class SentenceEncoder(nn.Module):
             self.tokenizer.save_pretrained(folder)
             write_modules(folder, self)
             write_json(folder / SETTINGS, {"sha256": hashes(folder)})
-
-
-def _find(name_or_path: str | Path | None) -> Path:
-    """Directory of a model: the bundled MiniLM, a local directory, or a snapshot from the hub."""
-    if name_or_path is None or (str(name_or_path) in (MINILM, Path(MINILM).name) and not Path(name_or_path).exists()):
-        return find_minilm()
-    directory = Path(name_or_path).expanduser()
-    if directory.is_dir():
-        return directory
-    try:
-        patterns = ["*.json", "*.txt", "*.model", "model*.safetensors", "*/model.safetensors"]
-        return Path(snapshot_download(str(name_or_path), allow_patterns=patterns))
-    except Exception as error:
-        what = "neither a directory here nor a model that the hub would give"
-        raise FileNotFoundError(
-            f"{name_or_path}: {what} ({type(error).__name__}); pass a directory, or None for MiniLM"
-        ) from error
-
-
-def _load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Backbone in float32 and tokenizer; one clear error for each way in which a folder is incomplete or damaged."""
-    needed = {"config.json": ["config.json"], "tokenizer.json": ["tokenizer.json", "vocab.*", "*.model"]}
-    needed["model.safetensors"] = ["model.safetensors", "model.safetensors.index.json"]
-    for name, patterns in needed.items():
-        if not any(path for pattern in patterns for path in folder.glob(pattern)):
-            raise FileNotFoundError(f"{folder}: holds no {name}, expected a complete model directory")
-    for path in folder.glob("*.json"):
-        read_json(path, object)  # damaged ones are named here
-    options = {"local_files_only": True, "trust_remote_code": False}
-    with quiet():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-            backbone, info = AutoModel.from_pretrained(
-                folder, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **options
-            )
-        except (SafetensorError, RuntimeError) as error:
-            what = "truncated, damaged, or of other shapes than config.json says; fetch or save the model again"
-            raise ValueError(f"{folder / 'model.safetensors'}: {what}") from error
-        except Exception as error:
-            raise ValueError(f"{folder}: can't be loaded by transformers ({error})") from error
-    depth = getattr(backbone.config, "num_hidden_layers", 0)
-    for key in info["unexpected_keys"]:  # heads of the pretraining are left out, layers never
-        number = re.search(r"\blayers?\.(\d+)\.", key)
-        if number and int(number[1]) >= depth:
-            raise ValueError(f"{folder / 'config.json'}: says {depth} layers, but the weights have {key}; put it right")
-    if not all(parameter.isfinite().all() for parameter in backbone.parameters()):
-        raise ValueError(f"{folder / 'model.safetensors'}: holds weights that are no finite numbers; fetch it again")
-    missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
-    if missing:
-        kind = backbone.config.model_type
-        raise ValueError(
-            f"{folder}: no weights for {missing[0]} and {len(missing) - 1} more; expected a {kind} encoder"
-        )
-    return backbone, tokenizer

@@ -181,4 +181,5 @@ def check_projection(folder: Path, encoder: nn.Module) -> None:
     read, own = read_modules(folder)[1]["projection"], copy.deepcopy(encoder.projection).cpu().float()
     if read is None or not torch.allclose(read.eval()(numbers), own.eval()(numbers), rtol=1e-4, atol=1e-5):
         what = "can't be written: expected Linear (with at most one activation behind it, without settings), LayerNorm"
-        raise ValueError(f"the projection {encoder.projection} {what} and Dropout, in any order")
+        names = ", ".join(type(module).__name__ for module in encoder.projection)
+        raise ValueError(f"the projection ({names}) {what} and Dropout, in any order")

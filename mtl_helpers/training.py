@@ -130,7 +130,7 @@ def train_epochs(
                 if run.step % config.checkpoint_every == 0 and run.step < planned:
                     checkpoints.save(run)
             # An epoch is judged without dropout, and its weights are set aside if they are the ones to keep.
-            validated = validate(model, held_out, hidden=hidden_held_out)
+            validated = validate(model, held_out, "float32", hidden_held_out)
             run.history.close_epoch(epoch, count_labels(examples), validated)
             run.balance.end_epoch(run.history.train_losses(epoch))
             if kept_epoch(run.history, config) == epoch:
