@@ -4,6 +4,7 @@ A token task's loss is the mean over its tokens. Where few of them lie in spans,
 and its gradient short: beside sentence tasks the token task starves. A constant factor repairs one data set and harms
 another, so ways to choose it are compared on four data sets, each with two rates of which every seed takes the one
 that is better on its own validation texts. Three seeds show which ways fail where; eight set the others apart.
+`python -m experiments.token_weight` writes the comparisons that notebook 04 reads.
 """
 
 from collections.abc import Sequence
@@ -17,9 +18,9 @@ from mtl_helpers.batches import make_examples
 from mtl_helpers.evaluation import labelled, macro_f1, span_counts, span_f1
 from mtl_helpers.tasks import IGNORE
 
-from .evidence import Difference, Scores, choose, compare, over_seeds, scores_by
+from .evidence import Difference, Scores, choose, compare, scores_by
 from .public import ENTITIES, INTENT, QUESTION_TYPE, SLOTS, load_public, questions_and_names
-from .sweeps import Study, fingerprint
+from .sweeps import RESULTS, Study, fingerprint
 
 Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 ROUNDS = {"course": 3, "trec6_wnut17": 3, "snips_200": 10, "snips_1000": 4}  # epochs
@@ -136,22 +137,44 @@ def against(data: str, way: str, other: str, tasks: Sequence[str]) -> Difference
     return list(compare(*sides, paired=data != "course").values())[-1]
 
 
+def gains() -> pd.DataFrame:
+    """Each other way against the square root: rows data, way, kind (token task, sentence tasks), value, low, high."""
+    rows = []
+    for data, tasks in TOGETHER.items():
+        for way in (way for way in WAYS if way != "root"):
+            for kind in ("token task", "sentence tasks"):
+                names = [task.name for task in tasks if (task.level == "token") == (kind == "token task")]
+                rows.append([data, way, kind, *against(data, way, "root", names).interval])
+    return pd.DataFrame(rows, columns=["data", "way", "kind", "value", "low", "high"])
+
+
 def harm() -> pd.DataFrame:
-    """For each of WAYS the task that it harms most, by validation scores: least harmful first.
+    """For each of WAYS the task that it harms most measurably, beside the best way for it: least harmful first.
+
+    On test predictions, since a measurable harm holds the choice of sentences too. So the default is decided on these
+    data sets and their test parts, and what it is worth elsewhere is another question.
 
     Returns:
-        Rows way, data, task, best (the way that is best for it), value, low, high: points of F1 behind that way, 95 %
-        over the seeds that both have.
+        Rows way, data, task, best (the way that is), value, low, high: points of F1 behind that way, 95 % over seeds
+        and sentences.
     """
-    chosen = choose(STUDY.rows(STUDY.whole()), ["data", "way"])
-    scores = 100 * chosen.set_index(["data", "task", "way", "seed"])["validation"].sort_index()
     rows = []
-    for data, task in scores.index.droplevel(["way", "seed"]).unique():
-        table = scores[data, task].unstack("way")
-        best = table.dropna().mean().idxmax()
-        for way in WAYS:
-            both = table[list({way, best})].dropna()
-            gap = over_seeds(both[way], both[best], paired=True).interval if way != best else (0.0, 0.0, 0.0)
-            rows.append([way, data, task, best, *gap])
+    for data, tasks in TOGETHER.items():
+        for task in (task.name for task in tasks):
+            means = {way: against(data, way, "root", [task]).interval.value for way in WAYS}
+            best = max(means, key=means.__getitem__)
+            for way in WAYS:
+                gap = against(data, way, best, [task]).interval if way != best else (0.0, 0.0, 0.0)
+                rows.append([way, data, task, best, *gap])
     table = pd.DataFrame(rows, columns=["way", "data", "task", "best", "value", "low", "high"])
     return table.sort_values("high").drop_duplicates("way").sort_values("high", ascending=False, ignore_index=True)
+
+
+def read(name: str) -> pd.DataFrame:
+    """The table "gains" or "harm" as written: to make them takes the labels of the public test sets."""
+    return pd.read_csv(RESULTS / f"token_weight.{name}.csv")
+
+
+if __name__ == "__main__":
+    for table in (gains, harm):
+        table().to_csv(RESULTS / f"token_weight.{table.__name__}.csv", index=False, float_format="%.4f")

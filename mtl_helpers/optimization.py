@@ -70,8 +70,9 @@ def usual_factor(task: Task, examples: Sequence[dict]) -> float:
 
     Most tokens of a token task lie outside its spans and are soon easy, so that the mean over all tokens is small and
     its gradient short: beside sentence tasks the token task starves. Its factor is the square root of how many
-    labelled tokens there are for each one in a span; 1 where there is none. So far the rule rests on three seeds of
-    SNIPS and on one of the corpus; experiments/token_weight.py is the study on four data sets, to be completed.
+    labelled tokens there are for each one in a span; 1 where there is none. On four data sets no task lost measurably
+    more than a point by it against the best of five ways; a plain sum, ten and a learnt weight each harmed one
+    (experiments/token_weight.py).
     """
     if task.level != "token":
         return 1.0

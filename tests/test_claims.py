@@ -1,13 +1,15 @@
 """The table of claims: at most ten, four verdicts, sentences that agree with their rows."""
 
+import os
 import re
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import ttest_1samp
 
-from experiments import claims
+from experiments import claims, token_weight
 from experiments.evidence import holm, over_seeds, power
 
 
@@ -53,3 +55,9 @@ def test_differences_over_seeds_paired_and_not():
 def test_an_effect_called_visible_is_seen_in_four_of_five_repetitions(seeds: int):
     draws = np.random.default_rng(0).normal(power(seeds - 1) / seeds**0.5, 1, (5000, seeds))
     assert (ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.02)
+
+
+@pytest.mark.skipif("MTL_PUBLIC" not in os.environ, reason="no public data in the folder that MTL_PUBLIC names")
+def test_the_tables_of_the_token_weight_are_those_of_its_rows():
+    for table in (token_weight.gains, token_weight.harm):
+        pd.testing.assert_frame_equal(table().round(4), token_weight.read(table.__name__), atol=2e-4)
