@@ -145,7 +145,7 @@ def draw_architecture(ax: Axes, tasks: Sequence) -> None:
     def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
         ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "black"})
 
-    labels = ("tokens and mask\n(B, T)", "encoder: embeddings, then 6 layers", "hidden states (B, T, 384)")
+    labels = ("tokens and mask\n(B, T)", "encoder: embeddings, 6 layers", "hidden states (B, T, 384)")
     for y, label, colour in zip((0, 1.2, 2.4), labels, ("#eeeeee", "#bbbbbb", "#dddddd"), strict=True):
         box(4, y, 4.4, label, colour)
     box(2.6, 3.6, 3, "pooling (B, 384)", "#dddddd")
@@ -162,9 +162,9 @@ def draw_architecture(ax: Axes, tasks: Sequence) -> None:
         )
         arrow((5.4, 2.75) if token else (2.6 + (x - 2.6) * 0.35, 3.95), (x, 4.85))
     ax.axhline(4.4, color=GREY, linestyle="--")
-    ax.text(-0.6, 4.5, "one per task", color=GREY)
-    ax.text(-0.6, 4.1, "shared", color=GREY)
-    ax.set(xlim=(-0.6, 8.2), ylim=(-0.5, 5.7))
+    ax.text(-1.7, 4.5, "one per task", color=GREY, fontsize=10)
+    ax.text(-1.7, 4.1, "shared", color=GREY, fontsize=10)
+    ax.set(xlim=(-1.7, 8.2), ylim=(-0.5, 5.7))
     ax.axis("off")
 
 

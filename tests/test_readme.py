@@ -1,5 +1,6 @@
 """The README: its figures and numbers are the committed notebooks', its links lead somewhere, its commands exist."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -46,6 +47,8 @@ def yours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: pd.DataFrame)
     own = pd.DataFrame({"text": few["text"]})
     own["urgency"] = few["sentence_type"].map({"command": "high", "question": "high", "statement": "low"})
     own["mood"] = few["sentiment"].map({"negative": "bad", "positive": "good"})  # neutral: not labelled
+    people = [[span for span in spans if span[2] == "PER"] for spans in few["entities"]]
+    own["entities"] = [json.dumps(spans) for spans in people]
     monkeypatch.chdir(tmp_path)
     own.to_csv("yours.csv", index=False)
     own[:20].to_csv("newer.csv", index=False)
@@ -57,8 +60,8 @@ def test_python_example_runs(yours: None):
     for example in examples:
         names: dict = {}
         exec(compile(example, "README.md", "exec"), names)
-    assert set(names["scores"]["task"]) == {"urgency", "mood"}
-    assert mtl_helpers.MultiTaskModel.from_pretrained("model").predict(["Behold!"]).shape == (1, 5)
+    assert set(names["scores"]["task"]) == {"urgency", "mood", "entities"}
+    assert mtl_helpers.MultiTaskModel.from_pretrained("model").predict(["Behold!"]).shape == (1, 6)
 
 
 def test_rows_of_the_csv_example_are_good(tmp_path: Path):
