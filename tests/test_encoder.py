@@ -554,6 +554,7 @@ REFUSED_SETTINGS = {
     "transformer_task = 'fill-mask'": ("sentence_bert_config.json", {"transformer_task": "fill-mask"}),
     "modality_config = ": ("sentence_bert_config.json", {"modality_config": {"text": {"method": "encode"}}}),
     "something = 'new'": ("1_Pooling/config.json", {"something": "new"}),
+    "module_output_name = 'token_embeddings'": ("2_Dense/config.json", {"module_output_name": "token_embeddings"}),
     "the activation their_code.Swish": ("2_Dense/config.json", {"activation_function": "their_code.Swish"}),
 }
 
