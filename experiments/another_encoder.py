@@ -13,9 +13,9 @@ import pandas as pd
 
 from mtl_helpers import TASKS, Task, TrainingConfig, load_corpus
 
-from . import second_task
+from . import samplers, second_task
 from .evidence import Difference, choose, compare, over_seeds, scores_by
-from .runs import fitted, only, task_rows
+from .runs import fitted, task_rows
 from .sweeps import Study, fingerprint
 from .weights import find
 from .what_to_train import similarity
@@ -47,9 +47,7 @@ def scarce(pair: str, way: str, rate: float, seed: int) -> list[dict]:
     if pair == "related":
         many, few, held_out = second_task.user(50, 0.0, seed)
     else:
-        rows = corpus[corpus["split"] == "train"].sample(frac=1, random_state=seed)
-        many, labelled = only(rows[:1000], TOPIC), only(rows[1000:], SENTIMENT)[:50]
-        few, held_out = labelled[10:], labelled[:10]
+        many, few, held_out, *_ = samplers.user("sentiment", 50, seed)
     parts = [many, few, held_out, many.sample(50, random_state=seed)]
     test = corpus[corpus["split"] == "test"]
     return second_task.scarce_rows(way, parts, PAIRS[pair], test, ROWS, rate, seed, find())
@@ -95,10 +93,10 @@ def measured() -> tuple[dict, pd.DataFrame]:
     return scores_by(chosen, list(STUDY.predictions()), ["way"], gold), chosen
 
 
-def pair(first: str, second: str, task: str, paired: bool = True) -> Difference:
+def pair(first: str, second: str, task: str) -> Difference:
     """One way minus another for a task, in points, over seeds and test sentences."""
     scores, _ = measured()
-    return compare({task: scores[first,][task]}, {task: scores[second,][task]}, paired)[task]
+    return compare({task: scores[first,][task]}, {task: scores[second,][task]})[task]
 
 
 def mean(first: str, second: str) -> Difference:
