@@ -256,10 +256,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="DIR", help="folder that export wrote")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, for this machine alone)")
-    text = "0: any that is free (default: %(default)s)"
-    add("--port", metavar="N", type=int, choices=range(65536), default=8000, help=text)
+    add("--port", type=port, default=8000, help="0: any that is free (default: %(default)s)")
     add("--precision", choices=["auto", "fp32", "int8"], default="auto", help="auto: int8 if the folder has it")
     add("--log-texts", action="store_true", help="write the texts of requests into the log (default: their number)")
+
+
+def port(text: str) -> int:
+    """A number that a port can have. ValueError if it can't."""
+    number = int(text)
+    if not 0 <= number < 65536:
+        raise ValueError(number)
+    return number
 
 
 def run(options: argparse.Namespace) -> None:
