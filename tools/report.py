@@ -6,6 +6,7 @@ python tools/report.py              _site/report.pdf, _site/appendix.pdf; builds
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from html import escape
@@ -23,7 +24,8 @@ QUIET = ["--disable-gpu", "--no-first-run", "--disable-extensions", "--disable-q
 QUIET += ["--disable-background-networking", "--disable-component-update"]
 QUIET += ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
 # Links, what is folded, and what only a running notebook can do.
-LEFT_OUT = "a.headerlink, .banner, details.above-input, details.above-cell, section[id='your-turn']"
+LEFT_OUT = "a.headerlink, .banner, details.above-input, details.above-cell"
+LEFT_OUT += ", section[id='your-turn'], section[id='exercises']"
 
 
 def chapter(page: Path, others: set[str]) -> BeautifulSoup:
@@ -31,6 +33,9 @@ def chapter(page: Path, others: set[str]) -> BeautifulSoup:
     soup = BeautifulSoup(page.read_text("utf-8"), "html.parser").select_one("article")
     for element in [*soup.select(LEFT_OUT), *(p for p in soup.select("p") if p.get_text().startswith("Previous:"))]:
         element.decompose()
+    for element in soup.select(".cell_input"):
+        if re.fullmatch(r"pictures\.\w+\([^\n]*\)", element.get_text().strip()):
+            element.decompose()  # a call that draws the picture below it
     for element in soup.select("details"):
         element["open"] = ""
     for element in soup.select("[id]"):
