@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import precision_recall_fscore_support
 
-from mtl_helpers import imbalance, load_corpus
+from mtl_helpers import load_corpus
 
 from .scarce_task import RATES, labelled_for, train_on
 from .sweeps import Study
@@ -27,6 +27,16 @@ def skewed(rows: pd.DataFrame, seed: int, share: float = 1.0) -> pd.DataFrame:
     """Rows whose sentiment is as unequal as SKEW."""
     groups = [rows[rows["sentiment"] == label].sample(round(n * share), random_state=seed) for label, n in SKEW.items()]
     return labelled_for("sentiment", pd.concat(groups))
+
+
+def oversample(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The rows of rarer classes repeated until all are as frequent as the largest; the remainder drawn at random."""
+    groups = [group for _, group in rows.groupby("sentiment")]
+    largest, repeated = max(map(len, groups)), []
+    for group in groups:
+        times, rest = divmod(largest, len(group))
+        repeated += [group] * times + [group.sample(rest, random_state=seed)]
+    return pd.concat(repeated, ignore_index=True)
 
 
 def weighted_scores(truth: np.ndarray, guesses: np.ndarray, confidence: np.ndarray) -> dict[str, float]:
@@ -54,7 +64,7 @@ def class_imbalance(method: str, learning_rate: float, seed: int) -> dict:
     train, validation, test = (corpus[corpus["split"] == split] for split in ("train", "validation", "test"))
     rows, held_out = skewed(train, seed), skewed(validation, seed, 0.2)
     if method == "oversampling":
-        rows = imbalance.oversample(rows, "sentiment", seed)
+        rows = oversample(rows, seed)
     model, history = train_on(["sentiment"], rows, held_out, learning_rate, seed, 1600, **REMEDIES[method])
     predicted, truth = model.predict(test["text"]), test["sentiment"].to_numpy()
     confidence = predicted["sentiment_probability"].to_numpy()

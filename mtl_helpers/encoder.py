@@ -140,21 +140,17 @@ class SentenceEncoder(nn.Module):
             backbone.pooler.requires_grad_(False)  # a head of the pretraining: its output is not used here
 
     @classmethod
-    def from_pretrained(
-        cls, name_or_path: str | Path | None = None, sha256: str | None = None, **settings: object
-    ) -> "SentenceEncoder":
+    def from_pretrained(cls, name_or_path: str | Path | None = None, **settings: object) -> "SentenceEncoder":
         """Load an encoder: by default all-MiniLM-L6-v2, or any BERT-like model.
 
         Args:
             name_or_path: None for the bundled MiniLM; a directory; or a name on the model hub.
-            sha256: expected hash of model.safetensors. Always checked for all-MiniLM-L6-v2 and for what
-                `save_pretrained` wrote.
             settings: `pooling`, `layers`, `normalize`, `projection`, `max_length`; default: as saved there.
 
         Raises:
             FileNotFoundError: no such model on disk, and none to be had from the hub.
-            ValueError: weights with another hash, truncated, or not for this architecture; a folder of
-                sentence-transformers with something that can't be honoured.
+            ValueError: weights of all-MiniLM-L6-v2 or of `save_pretrained` with another hash, truncated ones, or not
+                for this architecture; a folder of sentence-transformers with something that can't be honoured.
         """
         directory = find_model(name_or_path)
         expected = {"model.safetensors": SHA256} if directory.name == Path(MINILM).name else {}
@@ -163,8 +159,6 @@ class SentenceEncoder(nn.Module):
         for name, value in expected.items():
             check_sha256(directory / name, value)
         folder, saved = read_modules(directory)
-        if sha256:
-            check_sha256(folder / "model.safetensors", sha256)
         backbone, tokenizer = load_model(folder)
         normalizer = tokenizer.is_fast and tokenizer.backend_tokenizer.normalizer
         if saved.pop("lowercase") and not (normalizer and normalizer.normalize_str("A") == "a"):

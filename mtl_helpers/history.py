@@ -69,9 +69,3 @@ class History:
     def best_epoch(self) -> int:
         """The (first) epoch with the best mean score, whose weights `fit` leaves in the model (keep="best")."""
         return int(self.scores.idxmax())
-
-    @property
-    def best_epochs(self) -> dict[str, int]:
-        """For each task the (first) epoch that was best for it: tasks peak at different times."""
-        table = self.to_frame().dropna(subset="score").set_index("epoch")
-        return {task: int(rows["score"].idxmax()) for task, rows in table.groupby("task", sort=False)}

@@ -6,7 +6,6 @@ Shapes: N examples, C classes.
 from collections.abc import Callable
 from typing import Literal
 
-import pandas as pd
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -59,17 +58,3 @@ def class_criterion(kind: str, counts: Tensor) -> Callable[[Tensor, Tensor], Ten
     return lambda scores, target: F.cross_entropy(
         scores, target, weights.to(scores), ignore_index=IGNORE, reduction="none"
     )
-
-
-def oversample(frame: pd.DataFrame, task: str, seed: int = 0) -> pd.DataFrame:
-    """The rows labelled for a sentence task, those of rarer classes repeated until all are as frequent as the largest.
-
-    Every row comes at least n // size times, n being the largest class; which of them come once more is random.
-    """
-    groups = [rows for _, rows in frame[frame[task].notna()].groupby(task)]
-    largest = max(len(rows) for rows in groups)
-    repeated = []
-    for rows in groups:
-        times, rest = divmod(largest, len(rows))
-        repeated += [rows] * times + [rows.sample(rest, random_state=seed)]
-    return pd.concat(repeated, ignore_index=True)

@@ -817,13 +817,6 @@ def test_damaged_descriptions_are_refused_by_name(name: str, saved):
         SentenceEncoder.from_pretrained(saved)
 
 
-def test_a_hash_can_be_demanded(published):
-    right = sha256_of(published / "model.safetensors")
-    assert SentenceEncoder.from_pretrained(published, sha256=right).dim == 32
-    with pytest.raises(ValueError, match=rf"SHA-256 is {right}, expected {SHA256}"):
-        SentenceEncoder.from_pretrained(published, sha256=SHA256)
-
-
 def test_what_calls_itself_minilm_must_be_it(published):
     impostor = published.rename(published.with_name("all-MiniLM-L6-v2"))
     with pytest.raises(ValueError, match=f"expected {SHA256}"):

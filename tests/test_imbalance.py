@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from experiments.class_imbalance import oversample
 from mtl_helpers import TASKS, fit
-from mtl_helpers.imbalance import CLASS_BALANCE, adjusted_loss, class_criterion, class_weights, focal_loss, oversample
+from mtl_helpers.imbalance import CLASS_BALANCE, adjusted_loss, class_criterion, class_weights, focal_loss
 from mtl_helpers.optimization import make_optimizer, train_step
 from mtl_helpers.tasks import IGNORE
 
@@ -141,17 +142,17 @@ def test_class_balance_changes_what_is_trained_and_not_what_is_measured(build, f
 
 def test_oversampling_makes_all_classes_as_frequent_as_the_largest():
     labels = ["x"] * 11 + ["y"] * 4 + ["z"] + [None] * 3
-    frame = pd.DataFrame({"id": range(19), "kind": labels, "text": [f"text {i}" for i in range(19)]})
+    frame = pd.DataFrame({"id": range(19), "sentiment": labels, "text": [f"text {i}" for i in range(19)]})
     frame = frame.sample(frac=1, random_state=1)
-    more = oversample(frame, "kind")
-    assert more["kind"].value_counts().to_dict() == {"x": 11, "y": 11, "z": 11}
+    more = oversample(frame, 0)
+    assert more["sentiment"].value_counts().to_dict() == {"x": 11, "y": 11, "z": 11}
     times = Counter(more["id"])
     assert [times[i] for i in range(11)] == [1] * 11
     assert sorted(times[i] for i in range(11, 15)) == [2, 3, 3, 3]
     assert times[15] == 11 and set(times) == set(range(16))
     assert more.index.tolist() == list(range(33)) and list(more) == list(frame) and len(frame) == 19
     merged = more.merge(frame, on="id", suffixes=("", "_before"))
-    assert (merged["text"] == merged["text_before"]).all() and (merged["kind"] == merged["kind_before"]).all()
-    pd.testing.assert_frame_equal(more, oversample(frame.copy(), "kind"))
-    seeds = (frozenset(i for i, n in Counter(oversample(frame, "kind", s)["id"]).items() if n == 2) for s in range(4))
+    assert (merged["text"] == merged["text_before"]).all() and (merged["sentiment"] == merged["sentiment_before"]).all()
+    pd.testing.assert_frame_equal(more, oversample(frame.copy(), 0))
+    seeds = (frozenset(i for i, n in Counter(oversample(frame, s)["id"]).items() if n == 2) for s in range(4))
     assert len(set(seeds)) > 1  # which of them come once more is a matter of the seed

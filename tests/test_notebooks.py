@@ -303,21 +303,6 @@ def test_saving_twice_changes_nothing(tmp_path: Path):
     assert cell["id"] == "kept-id" and cell["metadata"] == {} and len(cell["outputs"]) == 2
 
 
-INTERRUPTED = """
-from time import sleep
-from mtl_helpers.progress import progress
-
-def stop_after(seconds):
-    bar = progress(range(100), "working")
-    for number in bar:
-        bar.set_postfix_str(f"at {number}", refresh=False)
-        sleep(0.1)
-        if number * 0.1 >= seconds:
-            break
-    bar.close()
-"""
-
-
 def test_saved_figures_are_small_and_look_the_same():
     figure, ax = plt.subplots(dpi=110)
     ax.imshow(np.add.outer(np.arange(20.0), np.arange(20.0)), cmap="viridis")
@@ -331,13 +316,6 @@ def test_saved_figures_are_small_and_look_the_same():
     old, new = (np.asarray(Image.open(file).convert("RGB"), dtype=int) for file in (before, after))
     assert len(after.getvalue()) < 0.6 * len(before.getvalue())
     assert abs(old - new).mean() < 1 and abs(old - new).max() < 40
-
-
-@pytest.mark.parametrize("seconds", [0.3, 3], ids=["before it appears", "after"])
-def test_a_progress_bar_that_is_interrupted_leaves_nothing_behind(tmp_path: Path, seconds: float):
-    cells = [v4.new_code_cell(INTERRUPTED), v4.new_code_cell(f"stop_after({seconds})")]
-    notebook = course.execute(write_notebook(tmp_path / "01.ipynb", *cells))
-    assert notebook.cells[1].outputs == []
 
 
 def test_a_failing_cell_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -31,8 +31,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 TITLE = "Multi-task learning with sentence transformers"
 SECONDS_PER_CELL = 600
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-UNSET = ("TQDM_DISABLE", "MPLBACKEND", "COLUMNS")  # a user's settings that would change what the cells show
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1"}
+UNSET = ("MPLBACKEND", "COLUMNS")  # a user's settings that would change what the cells show
 FOLDERS = ("notebooks", "notebooks/appendix", "notebooks/solutions")
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
@@ -82,8 +82,6 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
             cell.metadata["jupyter"] = NotebookNode(source_hidden=True)
         outputs: list[NotebookNode] = []
         for output in cell.outputs:
-            if output.get("data", {}).keys() == {"text/plain"} and not output.data["text/plain"]:
-                continue  # what a progress bar leaves when it is done
             if output.output_type == "stream" and outputs and outputs[-1].get("name") == output.name:
                 outputs[-1].text += output.text
             else:
