@@ -118,6 +118,16 @@ def test_gradnorm_minimises_the_distance_of_the_paper(seed: int):
         assert (balance.weights > 0).all()
 
 
+def test_gradnorm_leaves_every_task_some_weight():
+    """However long one gradient is: Adam's steps alone would take its weight below zero."""
+    balance = GradNorm(FACTOR)
+    for _ in range(100):
+        balance.lengths = by_task(1000.0, 0.001, 0.001)
+        balance.end_step(by_task(1.0, 1.0, 1.0))
+        assert balance.weights.min() > 0 and balance.weights.sum() == pytest.approx(3)
+    assert balance.weights[0] < 0.01
+
+
 def algorithm_1(gradients: np.ndarray) -> np.ndarray:
     """Yu et al. 2020, line by line; the others in the order of torch.randperm."""
     results = []
