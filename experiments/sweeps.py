@@ -131,7 +131,7 @@ class Study:
         if lacking:
             remedy = f"python -m experiments {self.name} runs them"
             raise ValueError(f"{self.path}: {len(lacking)} of {len(runs)} runs are missing; {remedy}")
-        self._repeat(known)
+        self._repeat(known, runs)
         return pd.concat([known[_key(run)].assign(**run) for run in runs], ignore_index=True)
 
     def predictions(self) -> Iterator[dict]:
@@ -143,9 +143,9 @@ class Study:
             for line in file:
                 yield json.loads(line)
 
-    def _repeat(self, known: dict[tuple[str, ...], pd.DataFrame]) -> None:
+    def _repeat(self, known: dict[tuple[str, ...], pd.DataFrame], runs: Sequence[dict]) -> None:
         wish = os.environ.get("MTL_RERUN", "0")
-        chosen = self.runs if wish == "all" else random.sample(self.runs, min(int(wish), len(self.runs)))
+        chosen = runs if wish == "all" else random.sample(list(runs), min(int(wish), len(runs)))
         for run in progress(chosen, f"{self.name}, again"):
             again = pd.DataFrame(self.measure(run)).drop(columns=[*CIRCUMSTANCES, "predictions"], errors="ignore")
             again = again[[c for c in again if not c.startswith("chosen_") and not c.endswith("seconds")]]
