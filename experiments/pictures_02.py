@@ -143,7 +143,7 @@ def around_the_backbone(around: pd.DataFrame, public: pd.DataFrame) -> Figure:
     right.set(title="scaling and heads (corpus)", ylim=(3.5, -0.6))
     for ax in (left, right):
         ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
-        ax.set(xlabel="points of F1, test", xlim=(-29, 12))
+        ax.set(xlabel="points of F1 against the default, test", xlim=(-29, 12))
     headline(figure, "On a frozen encoder the pooling decides, scaling and heads hardly matter")
     plt.close(figure)
     return figure

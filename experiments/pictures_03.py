@@ -37,7 +37,7 @@ OPENED = {  # from the top down: way, what trains besides the heads
     "only the top layer": "layer 6",
     "lower half frozen": "layers\n4 to 6",
     "embeddings frozen": "all six\nlayers",
-    FULL: "and em-\nbeddings",
+    FULL: "and word\nvectors",
 }
 
 
@@ -113,7 +113,7 @@ def quality(rows: pd.DataFrame, ways: Sequence[str] = SHOWN) -> Figure:
         ax.set(title=task.replace("_", " "), xlim=(10, 106), xticks=(25, 50, 75, 100))
     axes[0].set_yticks(range(len(ways)), _two_lines(ways))
     figure.supxlabel("F1 on test, points", fontsize=11)
-    headline(figure, "With all the data most ways are level, except for entities")
+    headline(figure, "Where the encoder moves, the ways differ on entities alone (all data)")
     plt.close(figure)
     return figure
 
@@ -148,7 +148,7 @@ def by_size(
     figure.supxlabel("training sentences", fontsize=11)
     for i, way in enumerate(ways):
         axes[0].text(60, 36 - 7.5 * i, way.replace(", last", ",\nlast"), color=WAYS[way][0], fontsize=9.5, va="top")
-    headline(figure, "With few labels the task decides what to freeze")
+    headline(figure, "With few labels topic and sentiment gain by freezing, entities lose")
     plt.close(figure)
     return figure
 
@@ -183,7 +183,7 @@ def price(rows: pd.DataFrame, cost: pd.DataFrame) -> Figure:
     axes[1].set(xlim=(0, 64), xlabel="one core, bfloat16")
     axes[2].set(xlim=(0, 530), xlabel="peak of a training step")
     axes[0].set_yticks(range(len(ways)), _two_lines(ways))
-    headline(figure, "Full training (black lines) forgets most and costs most")
+    headline(figure, "Full training (black lines) forgets most; to freeze saves time and memory")
     plt.close(figure)
     return figure
 
@@ -199,7 +199,7 @@ def from_the_top(rows: pd.DataFrame) -> Figure:
         ax.text(*place, task.replace("_", " "), color=TASK_COLOURS[task], va="center", fontsize=10)
     ax.set_xticks(range(len(OPENED)), OPENED.values())
     ax.set(xlabel="what trains besides the heads", ylabel="F1 on test, points", ylim=(15, 103), xlim=(-0.2, 5))
-    ax.set_title("From the top down: the upper half brings nearly everything but entities")
+    ax.set_title("From the top down: the upper half is enough for sentence tasks")
     plt.close(figure)
     return figure
 

@@ -48,7 +48,7 @@ def time_and_agreement(speed: pd.DataFrame, yours: dict | None = None) -> Figure
     left.set_title("filled: one text a call, open: 32")
     right.set(xlabel="texts with the same answer, %", title="same answers as ONNX fp32")
     right.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    headline(figure, "Without torch in less than half the time; rounding saves more, at a price")
+    headline(figure, "One text takes less than half of torch's time; rounding saves more and changes answers")
     plt.close(figure)
     return figure
 
@@ -64,8 +64,8 @@ def gate(table: pd.DataFrame, may_lose: float = 1.0) -> Figure:
         ax.axvline(-may_lose, color="black", linestyle="--", linewidth=1)
         ax.set(title=name, xlabel="points of F1 against fp32")
     refused = table[100 * table["low"] < -may_lose].groupby("backend").size()
-    tasks = [f"{NAMES[name]} in {count} of {len(TASKS)} tasks" for name, count in refused.items()]
-    headline(figure, f"The gate refuses {' and '.join(tasks)}" if tasks else "The gate lets both through")
+    said = {0: "The gate lets both forms through", 1: f"The gate refuses {' '.join(refused.index)}"}
+    headline(figure, said.get(len(refused), "The gate refuses both forms: each may cost a task more than a point"))
     plt.close(figure)
     return figure
 
@@ -118,7 +118,7 @@ def memory(server: pd.DataFrame, file: pd.DataFrame, other: pd.DataFrame) -> Fig
         right.text(own["n"].max(), own["value"].iloc[-1] + 30, name, color=colour, ha="right", fontsize=10)
     left.set(title="a server", xlabel="requests answered", ylabel="MB")
     middle.set(title="predict on a file (int8 in blocks)", xlabel="rows labelled")
-    right.set(title="a runtime", xlabel="shapes of batches seen")
+    right.set(title="two runtimes", xlabel="shapes of batches seen")
     for ax, step in ((left, 5000), (middle, 10_000), (right, 200)):
         ax.set(xlim=(-0.06 * step, 2.06 * step), ylim=(0, None))
         ax.set_xticks(range(0, 2 * step + 1, step), [f"{value:,}" for value in range(0, 2 * step + 1, step)])
@@ -144,7 +144,7 @@ def watched(table: pd.DataFrame) -> Figure:
         right.plot(table.index, table[name], color=colour, marker=MARKERS[colour], markersize=6)
         right.text(table.index[-1] + 1.5, table[name].iloc[-1], text, color="black", va="center", fontsize=10)
     left.set(title="needs labels: F1 in points", xlabel="words garbled, %", ylim=(0, 100))
-    right.set(title="needs none: share, %", xlabel="words garbled, %", ylim=(0, None))
+    right.set(title="needs no labels: share, %", xlabel="words garbled, %", ylim=(0, None))
     headline(figure, "Both signals rise as the answers get worse")
     plt.close(figure)
     return figure
@@ -162,7 +162,7 @@ def kept(frozen_head: pd.DataFrame) -> Figure:
         curve_with_intervals(ax, range(4), intervals, color=colour, linestyle="", markersize=7)
         ax.text(3.15, intervals[-1].value, f"encoder {backbone}", color=colour, va="center", fontsize=10)
     ax.set_xticks(range(4), TASK_NAMES.values())
-    ax.set(xlim=(-0.4, 4), ylabel="points of F1, test")
+    ax.set(xlim=(-0.4, 4), ylabel="change of F1, points (test)")
     ax.set_title("A frozen head keeps its task only on a frozen encoder")
     plt.close(figure)
     return figure

@@ -80,7 +80,10 @@ def same_number(old: str, new: str, trained: bool = False) -> bool:
 
 
 def differences(old: list[NotebookNode], new: list[NotebookNode], tags: Sequence[str] = ()) -> list[str]:
-    """What differs between a cell's committed and new outputs; in a ``timing`` cell numbers may be any."""
+    """What differs between a cell's committed and new outputs; in a ``timing`` cell numbers may be any.
+
+    So are those of a processor's arithmetic with eight bits; such a cell asserts what must hold on all.
+    """
     (old_words, old_numbers), (new_words, new_numbers) = (split_numbers(shown_text(o)) for o in (old, new))
     found = []
     if "examples" in tags:
