@@ -20,6 +20,8 @@ from mtl_helpers import Task
 from mtl_helpers.evaluation import span_counts
 from mtl_helpers.intervals import Interval
 
+from .sweeps import Study
+
 DRAWS = 4000
 
 
@@ -219,3 +221,16 @@ def scores_by(
         guesses = [known[tuple(str(row[key]) for key in keys)] for _, row in ordered.iterrows()]
         result.setdefault(tuple(place), {})[name] = Scores(*gold(place[0], name), guesses)
     return result
+
+
+def by_way(study: Study, runs: Sequence[dict], gold: Gold) -> dict[tuple[str, int, str], Scores]:
+    """{(scarce, size, way): Scores of the scarce task}, each seed at the rate that it chose on its own labels.
+
+    Args:
+        study: of settings scarce (name of a task), size, way and rate.
+        runs: those to read.
+        gold: as for `scores_by`; its data is the scarce task.
+    """
+    keys = ["scarce", "size", "way"]
+    scores = scores_by(choose(study.rows(runs), keys), list(study.predictions()), keys, gold)
+    return {place: tasks[place[0]] for place, tasks in scores.items()}

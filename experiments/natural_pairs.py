@@ -1,6 +1,7 @@
 """Does a second task help on natural data? Intents and slots of the same kind of requests (SNIPS).
 
 One of the two is scarce, 50 or 200 labelled requests; the other has labels on 1,000 other requests.
+`python -m experiments.natural_pairs` writes the comparisons that notebook 05 reads.
 """
 
 from functools import cache
@@ -9,10 +10,11 @@ import pandas as pd
 
 from mtl_helpers import Task
 
+from .evidence import by_way, compare
 from .public import INTENT, SLOTS, load_public
 from .runs import only
 from .second_task import WAYS, scarce_rows
-from .sweeps import Study
+from .sweeps import RESULTS, Study
 
 RATES = (1e-4, 3e-4)
 PAIRS = {"intent": (SLOTS, INTENT), "slots": (INTENT, SLOTS)}  # scarce task: abundant one, itself
@@ -52,3 +54,32 @@ STUDY = Study(
     minutes=100,
     tolerance=0.1,
 )
+
+
+def gold(scarce: str, _: str) -> tuple[Task, list]:
+    """The scarce task, and its labels in the test requests."""
+    task = PAIRS[scarce][1]
+    return task, requests("test")[task.name].tolist()
+
+
+def gains() -> pd.DataFrame:
+    """Both tasks together against the scarce one alone for as many rows in all (users and test requests resampled).
+
+    Returns:
+        Rows scarce, size, value, low, high (points of F1), users: those whose runs are all on file.
+    """
+    runs = STUDY.whole()
+    scores, rows = by_way(STUDY, runs, gold), []
+    for scarce, size in dict.fromkeys((run["scarce"], run["size"]) for run in runs):
+        sides = ({scarce: scores[scarce, size, way]} for way in ("together", "alone, as many rows in all"))
+        rows.append([scarce, size, *compare(*sides)[scarce].interval, len({run["seed"] for run in runs})])
+    return pd.DataFrame(rows, columns=["scarce", "size", "value", "low", "high", "users"])
+
+
+def read() -> pd.DataFrame:
+    """The table of `gains` as written: to make it takes the labels of the public test set."""
+    return pd.read_csv(RESULTS / "natural_pairs.gains.csv")
+
+
+if __name__ == "__main__":
+    gains().to_csv(RESULTS / "natural_pairs.gains.csv", index=False, float_format="%.4f")

@@ -17,7 +17,7 @@ VERDICTS = {"shown": PALETTE[2], "likely": PALETTE[0], "undecided": GREY, "none"
 
 
 def front() -> Figure:
-    """The corpus as the untrained encoder sees it (UMAP, McInnes et al. 2018), beside the model."""
+    """The corpus as the pretrained encoder sees it (UMAP, McInnes et al. 2018), beside the model."""
     from umap import UMAP
 
     corpus = load_corpus()
@@ -59,9 +59,9 @@ def box(ax: Axes, x: float, y: float, text: str, colour: str, width: int) -> Non
 
 
 QUESTIONS = (  # x, y, width in characters, text
-    (5, 7.3, 44, "How many labels has the task that matters?"),
+    (5, 7.3, 52, "How many labels does the task that matters have?"),
     (2.6, 5.6, 32, "Few (50 here): do the answers of another task say something about this one?"),
-    (7.9, 5.6, 32, "Thousands (2,084 here): have other tasks labels on the same texts?"),
+    (7.9, 5.6, 32, "Thousands (2,084 here): do other tasks have labels on the same texts?"),
     (4.15, 2.0, 26, "Must one model serve both all the same?"),
     (8.4, 2.0, 32, "Will the vectors also be used for similarity?"),
 )
@@ -69,12 +69,12 @@ ADVICE = (  # the same; {} stands for the verdict of the claim behind it
     (5, 9.1, 62, "Begin with heads alone on the frozen encoder, for sentences on the mean of its last four "
      "layers [{}]; with 50 sentences training may not beat them [{}]",
      ("pooling on a frozen encoder", "frozen encoder, few labels")),
-    (1.3, 3.8, 21, "Yes: train both together [{}]", ("a related second task",)),
+    (1.3, 3.8, 21, "Yes: both together [{}], or one after the other", ("a related second task",)),
     (4.15, 3.8, 26, "No: alone; topic cost sentiment points [{}]", ("an unrelated second task",)),
-    (8.1, 3.8, 38, "Yes: one model; loss of quality [{}]; weigh token tasks up [{}]",
+    (8.1, 3.8, 38, "Yes: one model; mean loss [{}]; weigh token tasks up [{}]",
      ("one model against four", "a weight for the token task")),
     (4.15, 0.5, 26, "Yes: uniform shares [{}]", ("uniform against proportional shares",)),
-    (8.4, 0.5, 32, "Yes: heads first, then all [{}]", ("heads first: forgetting",)),
+    (8.4, 0.5, 32, "Yes: heads first, then everything [{}]", ("heads first: similarity kept",)),
 )  # fmt: skip
 ARROWS = (
     ((5, 8.55), (5, 7.68)), ((4, 6.93), (3.2, 6.22)), ((6, 6.93), (7.3, 6.22)), ((2.1, 4.98), (1.6, 4.55)),

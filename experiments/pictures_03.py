@@ -234,7 +234,7 @@ def moved(rows: pd.DataFrame, ways: Sequence[str] = (FULL, "heads first", "lower
         ax.text(6.15, height, way, color=colour, va="center", fontsize=10)
     ax.set(xlabel="layer (0: embeddings)", ylabel="CKA with the pretrained encoder", ylim=(0, 1.03), xlim=(-0.2, 7.6))
     ax.set_xticks(range(7))
-    ax.set_title("The higher the layer, the further it moves")
+    ax.set_title("Training changes the upper layers most, whatever the way")
     plt.close(figure)
     return figure
 

@@ -51,7 +51,7 @@ def weights(rows: pd.DataFrame) -> Figure:
         if len(gains) < len(CHANGES):
             ax.text(12, len(CHANGES) - 1, "(no other tasks)", color=GREY, ha="center", va="center", fontsize=10)
     axes[0].set_yticks(range(len(CHANGES)), CHANGES.values())
-    headline(figure, "In a plain sum the token task starves; a larger weight feeds it")
+    headline(figure, "In a plain sum entities lag; a weight, time or a model of their own close the gap")
     plt.close(figure)
     return figure
 
@@ -81,7 +81,7 @@ def factors(gains: pd.DataFrame) -> Figure:
     axes[0].set_ylim(len(FACTORS) - 0.5, -0.6)
     for (kind, (colour, _)), height in zip(looks.items(), (0.66, 0.56), strict=True):
         axes[0].text(0.02, height, kind, color=colour, fontsize=10, transform=axes[0].transAxes)
-    headline(figure, "The root is near the best everywhere; one, ten and a learnt weight each fail somewhere")
+    headline(figure, "Root and three stay near the best; one, ten and a learnt weight each fail somewhere")
     plt.close(figure)
     return figure
 
@@ -157,7 +157,7 @@ def gradients(rows: pd.DataFrame) -> Figure:
     axes[1].set(title="cosine", xlabel="step")
     axes[1].axhline(0, color="black", linewidth=0.8, linestyle=":")
     axes[2].set(title="entity loss on tokens in spans", xlabel="step", ylim=(0, 1))
-    headline(figure, "The gradient of entities becomes short, not opposed: most tokens are soon learnt")
+    headline(figure, "The gradient of entities becomes short, not opposed")
     plt.close(figure)
     return figure
 

@@ -82,14 +82,20 @@ def dose_response(yours: tuple[float, float] | None = None) -> Figure:
         ax.plot([place - 2] * len(users_own), users_own, ".", color=colour, alpha=0.4, zorder=1)
     if yours:
         ax.plot(100 - 100 * yours[0], yours[1], "k*", markersize=14, zorder=4)
-        ax.annotate(f"yours: {yours[1]:.0f}", (100 - 100 * yours[0], yours[1]), (10, -4), textcoords="offset points")
+        ax.annotate(
+            f"yours: {yours[1]:.0f}",
+            (100 - 100 * yours[0], yours[1]),
+            (-10, 12),
+            textcoords="offset points",
+            ha="right",
+        )
     ax.set(
         xlim=(-6, 106),
         ylim=(0, 70),
         xlabel="marks of the second task that are right (%)",
         ylabel="F1 of entities on test (points)",
     )
-    ax.set_title("A second task helps as far as it knows what the first one needs")
+    ax.set_title("A second task helps as far as it knows what the scarce one needs")
     plt.close(figure)
     return figure
 

@@ -4,10 +4,13 @@ Sentiment with 50 and 200 labels beside 1,000 sentences labelled for topic, enti
 then once at the size that the text talks about: 12,000 requests with intents beside 120 questions with their types.
 """
 
+from functools import cache
+
 import pandas as pd
 
 from mtl_helpers import TASKS, Task, TaskSampling, TrainingConfig, load_corpus
 
+from .evidence import Difference, Scores, by_way, compare
 from .natural_pairs import requests
 from .public import INTENT, QUESTION_TYPE, load_public
 from .runs import fitted, only, task_rows
@@ -21,7 +24,8 @@ PAIRS = {
 }
 SAMPLERS = {"proportional": 1.0, "square root": 0.5, "uniform": 0.0}  # alpha
 WEIGHTS = {"uniform, weights 1 : 10": 10.0}
-WAYS = (*SAMPLERS, *WEIGHTS, "uniform, uncertainty", "alone, as many rows in all")
+ALONE = "alone, as many rows in all"
+WAYS = (*SAMPLERS, *WEIGHTS, "uniform, uncertainty", ALONE)
 EPOCHS = 5
 
 
@@ -46,7 +50,7 @@ def samplers(scarce: str, way: str, size: int, rows: int, rate: float, seed: int
     """One user and one way: a row for the scarce task. `rows`: in all, of both tasks, over all epochs."""
     abundant, own = PAIRS[scarce]
     many, few, held_out, watched, test = user(scarce, size, seed)
-    alone = way.startswith("alone")
+    alone = way == ALONE
     sampling = TaskSampling(alpha=0.0 if alone else SAMPLERS.get(way, 0.0), order="mixed", rows=rows // EPOCHS)
     usual: dict = {"epochs": EPOCHS, "max_tokens": 256, "patience": None, "keep": "last", "seed": seed}
     usual |= {"learning_rate": rate, "head_learning_rate": 5 * rate, "sampling": sampling}
@@ -68,7 +72,7 @@ STUDY = Study(
             ("sentiment", 50, 3200, WAYS),
             ("sentiment", 200, 3200, WAYS),
             ("entities", 50, 6400, WAYS),
-            ("question_type", 120, 12000, (*SAMPLERS, "alone, as many rows in all")),
+            ("question_type", 120, 12000, (*SAMPLERS, ALONE)),
         )
         for way in ways
         for rate in (1e-4, 3e-4)
@@ -77,3 +81,23 @@ STUDY = Study(
     minutes=440,
     tolerance=0.1,
 )
+
+
+def gold(scarce: str, _: str) -> tuple[Task, list]:
+    """The scarce task, and its labels in the sentences it is tested on."""
+    task = PAIRS[scarce][1]
+    return task, user(scarce, 1, 0)[-1][task.name].dropna().tolist()
+
+
+@cache
+def measured(scarce: str, size: int, way: str) -> Scores:
+    """How users fare, each at the rate that she chose."""
+    wanted = {"scarce": scarce, "size": size, "way": way}
+    runs = [run for run in STUDY.runs if wanted.items() <= run.items()]
+    return by_way(STUDY, runs, gold)[scarce, size, way]
+
+
+def against(way: str, other: str, scarce: str = "sentiment", size: int = 50) -> Difference:
+    """A way minus another, in points of the scarce task (same users, same sentences)."""
+    first, second = (measured(scarce, size, name) for name in (way, other))
+    return compare({scarce: first}, {scarce: second})[scarce]

@@ -77,6 +77,7 @@ def print_pdf(address: str, pdf: Path) -> PdfReader:
     with sync_playwright() as playwright, playwright.chromium.launch(executable_path=browser(), args=QUIET) as program:
         page = program.new_page(viewport={"width": 1280, "height": 720})
         page.goto(address, wait_until="networkidle")
+        page.wait_for_function("!window.MathJax || window.MathJax.startup?.promise")  # its script has been read
         page.evaluate("Promise.all([window.MathJax?.startup.promise, document.fonts.ready])")
         page.wait_for_function("!window.Reveal || document.querySelector('.pdf-page')")  # slides laid out as pages
         page.pdf(path=pdf, prefer_css_page_size=True, print_background=True, tagged=True, outline=True)
