@@ -37,6 +37,8 @@ def power(degrees: float) -> float:
 def choose(rows: pd.DataFrame, setting: Sequence[str], rate: str = "rate", score: str = "validation") -> pd.DataFrame:
     """Of each setting and seed the rows at the rate with the best mean validation score (over its tasks).
 
+    Where two are equal, as with ten labels they may be, the higher rate is taken.
+
     Args:
         rows: one per setting, rate, seed and task.
         setting: columns that make a setting.

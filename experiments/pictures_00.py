@@ -69,9 +69,9 @@ ADVICE = (  # the same; {} stands for the verdict of the claim behind it
     (5, 9.1, 62, "Begin with heads alone on the frozen encoder, for sentences on the mean of its last four "
      "layers [{}]; with 50 sentences training may not beat them [{}]",
      ("pooling on a frozen encoder", "frozen encoder, few labels")),
-    (1.3, 3.8, 21, "Yes: both together [{}], or one after the other", ("a related second task",)),
+    (1.3, 3.8, 21, "Yes, if they are right: both together [{}], or one after the other", ("a related second task",)),
     (4.15, 3.8, 26, "No: alone; topic cost sentiment points [{}]", ("an unrelated second task",)),
-    (8.1, 3.8, 38, "Yes: one model; mean loss [{}]; weigh token tasks up [{}]",
+    (8.1, 3.8, 38, "Yes: one model, at little loss in the mean [{}]; weigh token tasks up [{}]",
      ("one model against four", "a weight for the token task")),
     (4.15, 0.5, 26, "Yes: uniform shares [{}]", ("uniform against proportional shares",)),
     (8.4, 0.5, 32, "Yes: heads first, then everything [{}]", ("heads first: similarity kept",)),

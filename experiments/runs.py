@@ -50,7 +50,10 @@ def only(table: pd.DataFrame, task: Task) -> pd.DataFrame:
 def task_rows(
     model: MultiTaskModel, history: History, test: pd.DataFrame, tasks: Sequence[Task] | None = None
 ) -> list[dict]:
-    """For each task a row: score on validation at the epoch that was kept, score on test, predictions on test.
+    """For each task a row: score on validation, score on test, predictions on test.
+
+    That on validation is of the epoch with the best mean there, also where a run keeps its last weights (then it
+    serves to choose a rate, and is not the score of the weights that are tested).
 
     Args:
         tasks: those to write down; default: all of the model.

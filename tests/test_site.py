@@ -347,10 +347,10 @@ def test_the_report_leaves_out_what_is_folded_and_opens_answers(small: Path):
 @needs_browser
 def test_the_report_is_printed_with_its_contents(small: Path, capsys: pytest.CaptureFixture[str]):
     assert in_thread(report.main, small) == 0
-    assert "report.pdf, 2 pages" in capsys.readouterr().out
+    assert "report.pdf, 1 pages" in capsys.readouterr().out
     first = PdfReader(small / "_site" / "report.pdf").pages[0].extract_text()
-    assert re.search(r"The write-up\s*2\b", first) and re.search(r"One\s*2\b", first)
-    assert len(PdfReader(small / "_site" / "appendix.pdf").pages) == 2
+    assert re.search(r"The write-up\s*1\b", first) and re.search(r"One\s*1\b", first)
+    assert len(PdfReader(small / "_site" / "appendix.pdf").pages) == 1
     assert not list((small / "_site").rglob("report.html"))
 
 
