@@ -1,7 +1,7 @@
 """Does a second task help on natural data? Intents and slots of the same kind of requests (SNIPS).
 
 One of the two is scarce, 50 or 200 labelled requests; the other has labels on 1,000 other requests.
-`python -m experiments.natural_pairs` writes the comparisons that notebook 05 reads.
+`python -m experiments.natural_pairs` writes the comparisons, which take the labels of the public test set.
 """
 
 from functools import cache
@@ -74,11 +74,6 @@ def gains() -> pd.DataFrame:
         sides = ({scarce: scores[scarce, size, way]} for way in ("together", "alone, as many rows in all"))
         rows.append([scarce, size, *compare(*sides)[scarce].interval, len({run["seed"] for run in runs})])
     return pd.DataFrame(rows, columns=["scarce", "size", "value", "low", "high", "users"])
-
-
-def read() -> pd.DataFrame:
-    """The table of `gains` as written: to make it takes the labels of the public test set."""
-    return pd.read_csv(RESULTS / "natural_pairs.gains.csv")
 
 
 if __name__ == "__main__":
