@@ -240,7 +240,8 @@ def test_progress_gives_every_item_and_prints_nothing_where_there_is_no_terminal
 
 
 def test_progress_in_a_notebook_is_one_line_that_is_erased_in_the_end(monkeypatch, capfd):
-    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    shell = types.SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     bar = progress(range(3), "counting")
     bar.delay = bar.mininterval = 0
@@ -252,3 +253,13 @@ def test_progress_in_a_notebook_is_one_line_that_is_erased_in_the_end(monkeypatc
     monkeypatch.setenv("TQDM_DISABLE", "1")  # as where the committed outputs are made
     assert list(progress(range(3), "counting")) == [0, 1, 2]
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("shell", [None, object()], ids=["kernels are only imported", "IPython in a terminal"])
+def test_progress_outside_a_notebook_leaves_standard_output_alone(shell, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    bar = progress(range(3), "counting")
+    bar.delay = 0
+    assert list(bar) == [0, 1, 2] and capfd.readouterr() == ("", "")
