@@ -65,7 +65,7 @@ def another_encoder(way: str, rate: float, seed: int) -> list[dict]:
     config = TrainingConfig(epochs=EPOCHS, patience=None, seed=seed, **rates, **weights)
     strategy = ("probe_then_finetune", {"epochs": 1}) if way.endswith("heads first") else ("full_training", {})
     model, history = fitted(tasks, train, validation, config, *strategy, encoder=find())
-    left = {"stsb": similarity(model) if way in TOGETHER[:2] else np.nan, "rows_hash": fingerprint(train)}
+    left = {"stsb": similarity(model)["test"] if way in TOGETHER[:2] else np.nan, "rows_hash": fingerprint(train)}
     return [row | left for row in task_rows(model, history, test)]
 
 
