@@ -2,8 +2,8 @@
 
 Besides the four tasks' rows each run has two more: what is left of the encoder's sense of similarity (STS-B, Spearman's
 rank correlation), and how the sentiment head fares on texts from elsewhere, 1,000 sentences of reviews of electronic
-goods that it was never trained on. `python -m experiments.what_to_train` writes the comparisons on these two, which take
-the labels of public test sets.
+goods that it was never trained on. `python -m experiments.what_to_train` writes the comparisons on these two, which
+take the labels of public test sets.
 """
 
 from scipy.stats import spearmanr
