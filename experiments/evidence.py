@@ -20,7 +20,7 @@ from mtl_helpers import Task
 from mtl_helpers.evaluation import span_counts
 from mtl_helpers.intervals import Interval
 
-from .sweeps import Study
+from .sweeps import RESULTS, Study
 
 DRAWS = 4000
 
@@ -96,6 +96,44 @@ class Scores:
         return part
 
 
+class Correlations:
+    """How each seed's cosines of pairs of sentences rank them, beside human grades, on any resample of the pairs.
+
+    Stands in for `Scores` in `compare`: Spearman's correlation instead of F1.
+
+    Args:
+        grades: of the N pairs.
+        cosines: for each seed N numbers.
+    """
+
+    def __init__(self, grades: Sequence[float], cosines: Sequence[Sequence[float]]) -> None:
+        self.grades, self.counts = np.asarray(grades), [np.asarray(one) for one in cosines]
+
+    @property
+    def sentences(self) -> int:
+        """N, the pairs."""
+        return len(self.grades)
+
+    def __call__(self, weights: np.ndarray) -> np.ndarray:
+        """Correlations (draws, seeds) for weights (draws, N): how often each pair counts."""
+        share = weights / weights.sum(axis=1, keepdims=True)
+
+        def centred_ranks(values: np.ndarray) -> np.ndarray:
+            order = np.argsort(values, kind="stable")
+            _, first, group = np.unique(values[order], return_index=True, return_inverse=True)
+            heavy = np.add.reduceat(share[:, order], first, axis=1)  # equal values share their mean rank
+            ranks = np.empty_like(share)
+            ranks[:, order] = (np.cumsum(heavy, axis=1) - heavy / 2)[:, group]
+            return ranks - (share * ranks).sum(axis=1, keepdims=True)
+
+        gold, results = centred_ranks(self.grades), []
+        for cosines in self.counts:
+            own = centred_ranks(cosines)
+            together, *alone = ((share * a * b).sum(axis=1) for a, b in ((own, gold), (own, own), (gold, gold)))
+            results.append(together / np.sqrt(alone[0] * alone[1]))
+        return np.stack(results, axis=1)
+
+
 @dataclass(frozen=True)
 class Difference:
     """A difference between two ways of training, in points of F1.
@@ -131,7 +169,10 @@ def verdict(interval: Interval) -> str:
 
 
 def compare(
-    first: Mapping[str, Scores], second: Mapping[str, Scores], paired: bool = True, seed: int = 0
+    first: Mapping[str, Scores | Correlations],
+    second: Mapping[str, Scores | Correlations],
+    paired: bool = True,
+    seed: int = 0,
 ) -> dict[str, Difference]:
     """`first` minus `second`, task by task and in the mean over the tasks ("mean").
 
@@ -143,14 +184,16 @@ def compare(
     """
     generator, drawn, values = np.random.default_rng(seed), {}, {}
     picks: list[np.ndarray] = []
+    counts: dict[int, np.ndarray] = {}
     for name, ours in first.items():
         theirs, n = second[name], ours.sentences
-        weights = generator.multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(float)
+        if n not in counts:  # tasks of the same test sentences: the same ones are drawn for all
+            counts[n] = generator.multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(float)
         if not picks:  # the same seeds in all tasks
             picks = [generator.integers(len(side.counts), size=(DRAWS, len(side.counts))) for side in (ours, theirs)]
             picks[1] = picks[0] if paired else picks[1]
         sides = [
-            np.take_along_axis(scores(weights), pick, axis=1).mean(axis=1)
+            np.take_along_axis(scores(counts[n]), pick, axis=1).mean(axis=1)
             for scores, pick in zip((ours, theirs), picks, strict=True)
         ]
         drawn[name] = 100 * (sides[0] - sides[1])
@@ -168,6 +211,19 @@ def _difference(value: float, resamples: np.ndarray, seeds: int) -> Difference:
     below, above = (resamples <= 0).mean(), (resamples >= 0).mean()
     p = min(1.0, 2 * max(min(below, above), 1 / len(resamples)))
     return Difference(Interval(value, float(low), float(high)), float(p), power(seeds - 1) * float(resamples.std()))
+
+
+def write_differences(name: str, differences: Mapping[str, Difference]) -> None:
+    """Put comparisons on file that can't be made without the labels of public test sets: `data/results/NAME.csv`."""
+    rows = {what: [*one.interval, one.p, one.visible] for what, one in differences.items()}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high", "p", "visible"])
+    table.to_csv(RESULTS / f"{name}.csv", index_label="what", float_format="%.5g")
+
+
+def read_differences(name: str) -> dict[str, Difference]:
+    """The comparisons that `write_differences` wrote."""
+    table = pd.read_csv(RESULTS / f"{name}.csv", index_col="what")
+    return {row[0]: Difference(Interval(*row[1:4]), *row[4:]) for row in table.itertuples()}
 
 
 def unpaired_interval(first: Sequence[float], second: Sequence[float]) -> Interval:

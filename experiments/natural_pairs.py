@@ -10,13 +10,13 @@ import pandas as pd
 
 from mtl_helpers import Task
 
-from .evidence import by_way, compare
+from .evidence import Difference, by_way, choose, compare, write_differences
 from .public import INTENT, SLOTS, load_public
 from .runs import only
 from .second_task import WAYS, scarce_rows
-from .sweeps import RESULTS, Study
+from .sweeps import Study
 
-RATES = (1e-4, 3e-4)
+RATES = (1e-4, 3e-4, 1e-3)
 PAIRS = {"intent": (SLOTS, INTENT), "slots": (INTENT, SLOTS)}  # scarce task: abundant one, itself
 
 
@@ -51,7 +51,7 @@ STUDY = Study(
         for rate in RATES
     ],
     natural_pairs,
-    minutes=100,
+    minutes=120,
     tolerance=0.1,
 )
 
@@ -62,19 +62,48 @@ def gold(scarce: str, _: str) -> tuple[Task, list]:
     return task, requests("test")[task.name].tolist()
 
 
-def gains() -> pd.DataFrame:
-    """Both tasks together against the scarce one alone for as many rows in all (users and test requests resampled).
+def gains() -> dict[str, Difference]:
+    """Both tasks together against the scarce one alone for as many rows in all, in points of F1.
+
+    Users and test requests are resampled together.
 
     Returns:
-        Rows scarce, size, value, low, high (points of F1), users: those whose runs are all on file.
+        {"intent, 50 labels": difference, ..., "mean": that of all}; of the users whose runs are all on file.
     """
     runs = STUDY.whole()
-    scores, rows = by_way(STUDY, runs, gold), []
-    for scarce, size in dict.fromkeys((run["scarce"], run["size"]) for run in runs):
-        sides = ({scarce: scores[scarce, size, way]} for way in ("together", "alone, as many rows in all"))
-        rows.append([scarce, size, *compare(*sides)[scarce].interval, len({run["seed"] for run in runs})])
-    return pd.DataFrame(rows, columns=["scarce", "size", "value", "low", "high", "users"])
+    scores = by_way(STUDY, runs, gold)
+    pairs = dict.fromkeys((run["scarce"], run["size"]) for run in runs)
+    sides = (
+        {f"{scarce}, {size} labels": scores[scarce, size, way] for scarce, size in pairs}
+        for way in ("together", "alone, as many rows in all")
+    )
+    return compare(*sides)
 
+
+def means() -> pd.Series:
+    """F1 on test in points by (scarce, size, way): mean over users, each at the rate that she chose."""
+    chosen = choose(STUDY.rows(), ["scarce", "size", "way"])
+    return 100 * chosen.groupby(["scarce", "size", "way"], sort=False)["test"].mean()
+
+
+def at_equal_rates() -> pd.DataFrame:
+    """Together minus alone for as many rows in all where both train at the same rate, in points, means over users.
+
+    Returns:
+        Rows (scarce, size), a column for each of RATES.
+    """
+    means = 100 * STUDY.rows().pivot_table(index=["scarce", "size"], columns=["way", "rate"], values="test")
+    return means["together"] - means["alone, as many rows in all"]
+
+
+def tied(scarce: str, size: int) -> float:
+    """Share of choices, of all users and ways, in which two rates or more share the best score on validation."""
+    rows = STUDY.rows().query("scarce == @scarce and size == @size")
+    best = rows.groupby(["way", "seed"])["validation"].transform("max") == rows["validation"]
+    return float((best.groupby([rows["way"], rows["seed"]]).sum() > 1).mean())
+
+
+GAINS = "natural_pairs.gains"
 
 if __name__ == "__main__":
-    gains().to_csv(RESULTS / "natural_pairs.gains.csv", index=False, float_format="%.4f")
+    write_differences(GAINS, gains())

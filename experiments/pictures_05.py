@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from mtl_helpers import Task, load_corpus
 from mtl_helpers.intervals import Interval, seed_interval
 
-from . import scarce_task, second_task
-from .evidence import Difference, Scores, compare, scores_by
+from . import natural_pairs, scarce_task, second_task
+from .evidence import Difference, Scores, compare, read_differences, scores_by
 from .figures import GREY, PALETTE, TASK_COLOURS, curve_with_intervals, dots_with_intervals, headline
+from .pictures_02 import OUTSIDE
 
 PANELS = [(pair, size) for pair in scarce_task.PAIRS for size in (50, 200)]
 LONGER = "alone, as many rows in all"
@@ -96,6 +97,19 @@ def dose_response(yours: tuple[float, float] | None = None) -> Figure:
         ylabel="F1 of entities on test (points)",
     )
     ax.set_title("A second task helps as far as it knows what the scarce one needs")
+    plt.close(figure)
+    return figure
+
+
+def natural() -> Figure:
+    """What the other task of the same requests (SNIPS) is worth to a scarce one, by task and number of labels."""
+    found = read_differences(natural_pairs.GAINS)
+    figure, ax = plt.subplots(figsize=(7.5, 2.8))
+    names = [what.replace("intent,", "intents,").replace("mean", "mean of the three") for what in found]
+    dots_with_intervals(ax, names, [one.interval for one in found.values()], OUTSIDE, "+.1f")
+    ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
+    ax.set(xlabel="points of F1 from alone, as many rows in all")
+    ax.set_title("In natural requests all point to a gain, and it is small or undecided")
     plt.close(figure)
     return figure
 

@@ -1,4 +1,4 @@
-"""What should be trained? Six strategies at a short and a long budget, three of them with few sentences too.
+"""What should be trained? Seven ways at a short and a long budget, three of them with few sentences too.
 
 Besides the four tasks' rows each run has two more: what is left of the encoder's sense of similarity (STS-B, Spearman's
 rank correlation), and how the sentiment head fares on texts from elsewhere, 1,000 sentences of reviews of electronic
@@ -6,11 +6,24 @@ goods that it was never trained on. `python -m experiments.what_to_train` writes
 take the labels of public test sets.
 """
 
+from collections.abc import Sequence
+from functools import cache
+
+import pandas as pd
 from scipy.stats import spearmanr
 
-from mtl_helpers import TASKS, MultiTaskModel, TrainingConfig, load_corpus
+from mtl_helpers import TASKS, MultiTaskModel, Task, TrainingConfig, load_corpus
 from mtl_helpers.evaluation import macro_f1
 
+from .evidence import (
+    Correlations,
+    Difference,
+    choose,
+    compare,
+    read_differences,
+    scores_by,
+    write_differences,
+)
 from .public import load_public
 from .runs import RATES, fitted, task_rows
 from .sweeps import Study, fingerprint
@@ -21,12 +34,16 @@ STRATEGIES = {  # way: strategy of freeze, its options, pooling
     "layer-wise decay": ("layerwise_decay", {"decay": 0.8}, "mean"),
     "LoRA": ("lora", {"rank": 8}, "mean"),
     "lower half frozen": ("lower_layers", {"layers": 3}, "mean"),
+    "heads alone": ("backbone", {}, "mean"),
     "heads alone, last four layers": ("backbone", {}, "last_layers"),
 }
-HEADS = "heads alone, last four layers"
-LONG = ("full training", "heads first", "LoRA")  # the long budget is for those that are compared in quality
-FEW = ("full training", "heads first", HEADS)
+FULL, HEADS = "full training", "heads alone, last four layers"
+LONG = (FULL, "heads first", "LoRA")  # the long budget is for those that are compared in quality
+FEW = (FULL, "heads first", HEADS)
+NAMES = [task.name for task in TASKS]
+BUDGETS = ((None, 3, tuple(STRATEGIES)), (None, 8, LONG), (50, 3, FEW))  # sentences (None: all), epochs, ways
 SIMILARITY, ELSEWHERE = "STS-B", "elsewhere"
+PUBLIC = {"stsb": SIMILARITY, "elsewhere": ELSEWHERE}  # column: task
 
 
 def similarity(model: MultiTaskModel) -> dict:
@@ -38,12 +55,17 @@ def similarity(model: MultiTaskModel) -> dict:
     return {"task": SIMILARITY, "test": test, "predictions": [round(float(cosine), 4) for cosine in cosines]}
 
 
+def reviews() -> pd.DataFrame:
+    """1,000 sentences of reviews with their sentiment."""
+    return load_public("reviews").sample(1000, random_state=0)
+
+
 def elsewhere(model: MultiTaskModel) -> dict:
     """The row of sentiment on reviews: macro-F1, and the labels that the model gives."""
-    reviews, task = load_public("reviews").sample(1000, random_state=0), TASKS[2]
-    guesses = model.predict(reviews["text"])[task.name]
+    texts, task = reviews(), TASKS[2]
+    guesses = model.predict(texts["text"])[task.name]
     coded = [task.index(label) for label in guesses]
-    return {"task": ELSEWHERE, "test": macro_f1(reviews[task.name], guesses), "predictions": coded}
+    return {"task": ELSEWHERE, "test": macro_f1(texts[task.name], guesses), "predictions": coded}
 
 
 def what_to_train(way: str, size: int | None, epochs: int, rate: float, seed: int) -> list[dict]:
@@ -56,7 +78,7 @@ def what_to_train(way: str, size: int | None, epochs: int, rate: float, seed: in
     strategy, options, pooling = STRATEGIES[way]
     if way == "heads first":
         options = {"epochs": max(1, epochs // 3)}
-    heads = 10 * rate if way == HEADS else 1e-3
+    heads = 10 * rate if way.startswith("heads alone") else 1e-3
     usual = {"patience": None, "keep": "best" if size is None else "last", "seed": seed}
     config = TrainingConfig(epochs=epochs, learning_rate=rate, head_learning_rate=heads, **usual)
     model, history = fitted(TASKS, train, validation, config, strategy, options, pooling)
@@ -74,7 +96,7 @@ STUDY = Study(
     "Which parts should be trained, and does the answer change with the budget?",
     [
         {"way": way, "size": size, "epochs": epochs, "rate": rate}
-        for size, epochs, ways in ((None, 3, STRATEGIES), (None, 8, LONG), (50, 3, FEW))
+        for size, epochs, ways in BUDGETS
         for way in ways
         for rate in rates(way)
     ],
@@ -82,3 +104,95 @@ STUDY = Study(
     minutes=380,
     tolerance=0.05,
 )
+
+
+@cache
+def runs(size: int | None, epochs: int) -> list[dict]:
+    """Those of a number of sentences and a budget, of the ways that have all their runs on file."""
+    here = [run for run in STUDY.runs if (run["size"], run["epochs"]) == (size, epochs)]
+    begun = {run["way"] for run in STUDY.missing() if run in here}
+    return [run for run in here if run["way"] not in begun]
+
+
+@cache
+def chosen(size: int | None = None, epochs: int = 3) -> pd.DataFrame:
+    """The rows at a number of sentences and a budget, each seed of each way at the rate that it chose on validation."""
+    return choose(STUDY.rows(runs(size, epochs)).drop(columns="size"), ["way"])
+
+
+def tidy(size: int | None = None, epochs: int = 3) -> pd.DataFrame:
+    """The same without the rows of public data, whose scores stand in the columns stsb and elsewhere instead."""
+    rows, keys = chosen(size, epochs), ["way", "seed"]
+    for column, task in PUBLIC.items():
+        rows = rows.join(rows[rows["task"] == task].set_index(keys)["test"].rename(column), on=keys)
+    return rows[rows["task"].isin(NAMES)]
+
+
+def gold(_: str, name: str) -> tuple[Task, list]:
+    """A task and its labels in the sentences it is tested on."""
+    if name == ELSEWHERE:
+        return TASKS[2], reviews()[TASKS[2].name].tolist()
+    corpus = load_corpus()
+    return next(task for task in TASKS if task.name == name), corpus.loc[corpus["split"] == "test", name].tolist()
+
+
+@cache
+def measured(size: int | None = None, epochs: int = 3, public: bool = False) -> dict[str, dict]:
+    """{way: {task: its scores}} of the four tasks, or (public) of texts from elsewhere and of STS-B."""
+    rows = chosen(size, epochs)
+    where = {"size": str(size or ""), "epochs": str(epochs)}
+    lines = [line for line in STUDY.predictions() if where.items() <= line.items()]
+    wanted = rows["task"].isin([ELSEWHERE] if public else NAMES)
+    scores = {way: tasks for (way,), tasks in scores_by(rows[wanted], lines, ["way"], gold).items()}
+    if public:
+        grades = load_public("stsb")["score"]
+        cosines = {tuple(line[key] for key in ("task", "way", "rate", "seed")): line["predictions"] for line in lines}
+        for way, own in rows[rows["task"] == SIMILARITY].sort_values("seed").groupby("way"):
+            seeds = [cosines[SIMILARITY, way, str(r), str(s)] for r, s in zip(own["rate"], own["seed"], strict=True)]
+            scores[way][SIMILARITY] = Correlations(grades, seeds)
+    return scores
+
+
+def against(
+    first: str,
+    second: str,
+    tasks: Sequence[str] = NAMES,
+    size: int | None = None,
+    epochs: int = 3,
+    public: bool = False,
+) -> Difference:
+    """A way minus another in points (of F1, or Spearman's correlation times 100), in the mean over tasks.
+
+    Seeds are paired where they draw the sentences to train on; with all sentences nothing but a number joins them.
+    """
+    scores = measured(size, epochs, public)
+    sides = [{task: scores[way][task] for task in tasks} for way in (first, second)]
+    return list(compare(*sides, paired=size is not None).values())[-1]
+
+
+WRITTEN = "what_to_train.public"
+
+
+def label(way: str, column: str, size: int | None = None, epochs: int = 3) -> str:
+    """What a comparison with full training is called in the file of those on public data."""
+    return f"{way}, {column}, {size or 'all'} sentences, {epochs} epochs"
+
+
+def public_differences() -> dict[str, Difference]:
+    """{label: a way minus full training} on STS-B and on texts from elsewhere."""
+    return {
+        label(way, column, size, epochs): against(way, FULL, [task], size, epochs, public=True)
+        for size, epochs, _ in BUDGETS
+        for way in dict.fromkeys(run["way"] for run in runs(size, epochs))
+        if way != FULL
+        for column, task in PUBLIC.items()
+    }
+
+
+def public(way: str, column: str, size: int | None = None, epochs: int = 3) -> Difference:
+    """A way minus full training in points: similarity kept ("stsb") or sentiment on texts from elsewhere."""
+    return read_differences(WRITTEN)[label(way, column, size, epochs)]
+
+
+if __name__ == "__main__":
+    write_differences(WRITTEN, public_differences())

@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import ttest_1samp
+from scipy.stats import spearmanr, ttest_1samp
 
-from experiments import claims, token_weight
-from experiments.evidence import holm, over_seeds, power
+from experiments import claims, evidence, natural_pairs, token_weight
+from experiments.evidence import Correlations, Scores, compare, holm, over_seeds, power
+from mtl_helpers import TASKS
+from mtl_helpers.evaluation import macro_f1, main_score
 
 
 def test_the_table_has_ten_claims_with_verdicts_that_follow_from_it():
@@ -61,3 +63,81 @@ def test_an_effect_called_visible_is_seen_in_four_of_five_repetitions(seeds: int
 def test_the_tables_of_the_token_weight_are_those_of_its_rows():
     for table in (token_weight.gains, token_weight.harm):
         pd.testing.assert_frame_equal(table().round(4), token_weight.read(table.__name__), atol=2e-4)
+
+
+COMPARISONS = {natural_pairs.GAINS: natural_pairs.gains}
+
+
+@pytest.mark.skipif("MTL_PUBLIC" not in os.environ, reason="no public data in the folder that MTL_PUBLIC names")
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_comparisons_on_public_test_sets_are_those_of_their_rows(name: str):
+    committed, again = evidence.read_differences(name), COMPARISONS[name]()
+    assert list(committed) == list(again)
+    for what, one in again.items():
+        assert committed[what].interval == pytest.approx(one.interval, abs=2e-3)
+        assert (committed[what].p, committed[what].visible) == pytest.approx((one.p, one.visible), abs=2e-3)
+
+
+def test_comparisons_are_read_as_they_were_written(monkeypatch, tmp_path):
+    monkeypatch.setattr(evidence, "RESULTS", tmp_path)
+    written = {"a, 50 labels": over_seeds([1.0, 2.5, 3.0], [0.5, 0.0, 1.0], paired=True)}
+    evidence.write_differences("some", written)
+    assert evidence.read_differences("some")["a, 50 labels"].interval == pytest.approx(
+        written["a, 50 labels"].interval, rel=1e-4
+    )
+    assert isinstance(evidence.read_differences("some")["a, 50 labels"].verdict(1.0), str)
+
+
+def test_correlations_on_a_resample_are_those_of_its_pairs():
+    generator = np.random.default_rng(0)
+    grades = generator.integers(0, 11, 200) / 2  # with ties
+    cosines = [(grades + generator.normal(size=200)).round(1) for _ in range(2)]
+    weights = generator.multinomial(200, np.full(200, 1 / 200), size=3).astype(float)
+    scores = Correlations(grades, cosines)
+    assert scores.sentences == 200 and len(scores.counts) == 2
+    for drawn, row in zip(scores(weights), weights.astype(int), strict=True):
+        pairs = np.repeat(np.arange(200), row)
+        assert drawn == pytest.approx([spearmanr(grades[pairs], one[pairs]).statistic for one in cosines])
+
+
+def test_scores_on_a_resample_are_those_of_its_sentences():
+    generator = np.random.default_rng(1)
+    topic, entities = TASKS[0], TASKS[-1]
+    truth = generator.choice(topic.labels[:4], 60).tolist()  # of six: two classes never occur
+    spans = [[(0, 3, "PER"), (5, 9, "LOC")][: generator.integers(3)] for _ in range(60)]
+    guesses = [generator.integers(0, 6, 60).tolist() for _ in range(2)]
+    marks = [[one[: generator.integers(3)] or [(1, 2, "ORG")] for one in spans] for _ in range(2)]
+    weights = generator.multinomial(60, np.full(60, 1 / 60), size=3).astype(float)
+    for drawn, given, row in zip(
+        Scores(topic, truth, guesses)(weights),
+        Scores(entities, spans, marks)(weights),
+        weights.astype(int),
+        strict=True,
+    ):
+        kept = np.repeat(np.arange(60), row)
+        gold = [truth[i] for i in kept]
+        assert drawn == pytest.approx([macro_f1(gold, [topic.labels[one[i]] for i in kept]) for one in guesses])
+        gold = [spans[i] for i in kept]
+        assert given == pytest.approx([main_score(entities, gold, [one[i] for i in kept]) for one in marks])
+
+
+def test_a_comparison_of_predictions_holds_seeds_and_sentences():
+    topic, generator = TASKS[0], np.random.default_rng(2)
+    truth = generator.choice(topic.labels, 400).tolist()
+    gold = np.array([topic.index(label) for label in truth])
+
+    def side(share: float, seeds: int) -> dict[str, Scores]:
+        wrong = [generator.random(400) > share for _ in range(seeds)]
+        return {"topic": Scores(topic, truth, [np.where(w, generator.integers(0, 6, 400), gold) for w in wrong])}
+
+    better, worse = side(0.9, 8), side(0.6, 8)
+    one = compare(better, worse)["topic"]
+    whole = np.ones((1, 400))
+    assert one.interval.value == pytest.approx(100 * (better["topic"](whole) - worse["topic"](whole)).mean())
+    assert one.interval.low < one.interval.value < one.interval.high and one.interval.low > 10 and one.p < 0.001
+    same = compare(better, better)["topic"]
+    assert same.interval == pytest.approx((0, 0, 0)) and same.p == 1  # paired: the same seeds on both sides
+    apart = compare(better, better, paired=False)["topic"]
+    assert apart.interval.low < 0 < apart.interval.high
+    both = compare(better | {"again": better["topic"]}, worse | {"again": better["topic"]})
+    assert both["mean"].interval.value == pytest.approx(one.interval.value / 2)
