@@ -115,14 +115,18 @@ def runs(size: int | None, epochs: int) -> list[dict]:
 
 
 @cache
-def chosen(size: int | None = None, epochs: int = 3) -> pd.DataFrame:
-    """The rows at a number of sentences and a budget, each seed of each way at the rate that it chose on validation."""
-    return choose(STUDY.rows(runs(size, epochs)).drop(columns="size"), ["way"])
+def chosen(size: int | None = None, epochs: int = 3, rate: float | None = None) -> pd.DataFrame:
+    """The rows at a number of sentences and a budget, each seed of each way at the rate that it chose on validation.
+
+    Or at one `rate`, those ways that tried it.
+    """
+    rows = STUDY.rows(runs(size, epochs)).drop(columns="size")
+    return choose(rows if rate is None else rows[rows["rate"] == rate], ["way"])
 
 
-def tidy(size: int | None = None, epochs: int = 3) -> pd.DataFrame:
+def tidy(size: int | None = None, epochs: int = 3, rate: float | None = None) -> pd.DataFrame:
     """The same without the rows of public data, whose scores stand in the columns stsb and elsewhere instead."""
-    rows, keys = chosen(size, epochs), ["way", "seed"]
+    rows, keys = chosen(size, epochs, rate), ["way", "seed"]
     for column, task in PUBLIC.items():
         rows = rows.join(rows[rows["task"] == task].set_index(keys)["test"].rename(column), on=keys)
     return rows[rows["task"].isin(NAMES)]
