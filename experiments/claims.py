@@ -183,7 +183,7 @@ CLAIMS = (
         "Heads on a frozen encoder gain {value} points by reading the last four layers instead of the last (mean of "
         "three sentence tasks).",
         1,
-        around_the_backbone.pooling_gain,
+        lambda: around_the_backbone.pooling_gains()["mean"],
         CORPUS,
         8,
         True,

@@ -130,7 +130,8 @@ class Correlations:
         for cosines in self.counts:
             own = centred_ranks(cosines)
             together, *alone = ((share * a * b).sum(axis=1) for a, b in ((own, gold), (own, own), (gold, gold)))
-            results.append(together / np.sqrt(alone[0] * alone[1]))
+            with np.errstate(invalid="ignore"):  # equal cosines have no correlation: NaN
+                results.append(together / np.sqrt(alone[0] * alone[1]))
         return np.stack(results, axis=1)
 
 
@@ -181,13 +182,19 @@ def compare(
         paired: whether seed i of both sides has something in common (data, first weights); otherwise the seeds of
             the two sides are drawn apart.
         seed: of the resampling.
+
+    Raises:
+        ValueError: tasks of a side, or paired sides, have unequal numbers of seeds.
     """
+    numbers = [{len(scores.counts) for scores in side.values()} for side in (first, second)]
+    if max(map(len, numbers)) > 1 or (paired and numbers[0] != numbers[1]):
+        raise ValueError(f"found {[sorted(n) for n in numbers]} seeds on the two sides, expected as many everywhere")
     generator, drawn, values = np.random.default_rng(seed), {}, {}
     picks: list[np.ndarray] = []
     counts: dict[int, np.ndarray] = {}
     for name, ours in first.items():
         theirs, n = second[name], ours.sentences
-        if n not in counts:  # tasks of the same test sentences: the same ones are drawn for all
+        if n not in counts:  # tasks of as many, that is of the same, test sentences: the same ones are drawn for all
             counts[n] = generator.multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(float)
         if not picks:  # the same seeds in all tasks
             picks = [generator.integers(len(side.counts), size=(DRAWS, len(side.counts))) for side in (ours, theirs)]
@@ -207,6 +214,8 @@ def compare(
 
 
 def _difference(value: float, resamples: np.ndarray, seeds: int) -> Difference:
+    if not np.isfinite(resamples).all():
+        raise ValueError("some resample has no score, as that of constant cosines")
     low, high = np.quantile(resamples, [0.025, 0.975])
     below, above = (resamples <= 0).mean(), (resamples >= 0).mean()
     p = min(1.0, 2 * max(min(below, above), 1 / len(resamples)))

@@ -56,6 +56,9 @@ STUDY = Study(
 )
 
 
+COMPARED = ("together", "alone, as many rows in all")
+
+
 def gold(scarce: str, _: str) -> tuple[Task, list]:
     """The scarce task, and its labels in the test requests."""
     task = PAIRS[scarce][1]
@@ -73,10 +76,7 @@ def gains() -> dict[str, Difference]:
     runs = STUDY.whole()
     scores = by_way(STUDY, runs, gold)
     pairs = dict.fromkeys((run["scarce"], run["size"]) for run in runs)
-    sides = (
-        {f"{scarce}, {size} labels": scores[scarce, size, way] for scarce, size in pairs}
-        for way in ("together", "alone, as many rows in all")
-    )
+    sides = ({f"{scarce}, {size} labels": scores[scarce, size, way] for scarce, size in pairs} for way in COMPARED)
     return compare(*sides)
 
 
@@ -87,20 +87,21 @@ def means() -> pd.Series:
 
 
 def at_equal_rates() -> pd.DataFrame:
-    """Together minus alone for as many rows in all where both train at the same rate, in points, means over users.
+    """The first of COMPARED minus the second where both train at the same rate, in points, means over users.
 
     Returns:
         Rows (scarce, size), a column for each of RATES.
     """
     means = 100 * STUDY.rows().pivot_table(index=["scarce", "size"], columns=["way", "rate"], values="test")
-    return means["together"] - means["alone, as many rows in all"]
+    return means[COMPARED[0]] - means[COMPARED[1]]
 
 
-def tied(scarce: str, size: int) -> float:
-    """Share of choices, of all users and ways, in which two rates or more share the best score on validation."""
-    rows = STUDY.rows().query("scarce == @scarce and size == @size")
-    best = rows.groupby(["way", "seed"])["validation"].transform("max") == rows["validation"]
-    return float((best.groupby([rows["way"], rows["seed"]]).sum() > 1).mean())
+def tied() -> float:
+    """Share of the choices behind `gains` in which two rates or more share the best score on validation."""
+    rows = STUDY.rows().query("way in @COMPARED")
+    choice = [rows[name] for name in ("scarce", "size", "way", "seed")]
+    best = rows.groupby(choice)["validation"].transform("max") == rows["validation"]
+    return float((best.groupby(choice).sum() > 1).mean())
 
 
 GAINS = "natural_pairs.gains"

@@ -76,6 +76,18 @@ def forgets_less(rows: pd.DataFrame, way: str, paired: bool = False) -> Interval
         return unpaired_interval(ours, theirs)
 
 
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds, a row a way: F1 on test of each task and MEAN, F1 elsewhere (points), and STS-B.
+
+    Args:
+        rows: with the columns stsb and elsewhere, as `what_to_train.tidy` gives them.
+    """
+    wide = 100 * rows.pivot_table(index="way", columns="task", values="test", sort=False)[NAMES]
+    wide[MEAN] = wide.mean(axis=1)
+    once = rows.groupby("way")[["elsewhere", "stsb"]].mean()
+    return wide.assign(elsewhere=100 * once["elsewhere"], stsb=once["stsb"])
+
+
 # ---------------------------------------------------------------------------------------------------------- pictures
 
 

@@ -139,5 +139,9 @@ def test_a_comparison_of_predictions_holds_seeds_and_sentences():
     assert same.interval == pytest.approx((0, 0, 0)) and same.p == 1  # paired: the same seeds on both sides
     apart = compare(better, better, paired=False)["topic"]
     assert apart.interval.low < 0 < apart.interval.high
+    with pytest.raises(ValueError, match=r"found \[\[8\], \[3\]\] seeds"):
+        compare(better, side(0.6, 3))
+    with pytest.raises(ValueError, match="no score, as that of constant"):
+        compare(*({"": Correlations(range(9), [cosines])} for cosines in ([0.5] * 9, [0.1] * 9)))
     both = compare(better | {"again": better["topic"]}, worse | {"again": better["topic"]})
     assert both["mean"].interval.value == pytest.approx(one.interval.value / 2)
