@@ -141,9 +141,11 @@ def gold(_: str, name: str) -> tuple[Task, list]:
 
 
 @cache
-def measured(size: int | None = None, epochs: int = 3, public: bool = False) -> dict[str, dict]:
+def measured(
+    size: int | None = None, epochs: int = 3, rate: float | None = None, public: bool = False
+) -> dict[str, dict]:
     """{way: {task: its scores}} of the four tasks, or (public) of texts from elsewhere and of STS-B."""
-    rows = chosen(size, epochs)
+    rows = chosen(size, epochs, rate)
     where = {"size": str(size or ""), "epochs": str(epochs)}
     lines = [line for line in STUDY.predictions() if where.items() <= line.items()]
     wanted = rows["task"].isin([ELSEWHERE] if public else NAMES)
@@ -159,43 +161,50 @@ def measured(size: int | None = None, epochs: int = 3, public: bool = False) -> 
 
 def against(
     first: str,
-    second: str,
-    tasks: Sequence[str] = NAMES,
-    size: int | None = None,
-    epochs: int = 3,
+    second: str = FULL,
+    tasks: Sequence[str] = tuple(NAMES),
+    *where: int | float | None,
     public: bool = False,
 ) -> Difference:
     """A way minus another in points (of F1, or Spearman's correlation times 100), in the mean over tasks.
 
-    Seeds are paired where they draw the sentences to train on; with all sentences nothing but a number joins them.
+    Seeds are paired where they draw the sentences to train on; with all sentences their scores are not correlated.
+
+    Args:
+        where: number of sentences (None: all), epochs, and rate (None: what each seed chose), as for `chosen`.
     """
-    scores = measured(size, epochs, public)
+    scores = measured(*where, public=public)
     sides = [{task: scores[way][task] for task in tasks} for way in (first, second)]
-    return list(compare(*sides, paired=size is not None).values())[-1]
+    return list(compare(*sides, paired=bool(where and where[0])).values())[-1]
 
 
 WRITTEN = "what_to_train.public"
 
 
-def label(way: str, column: str, size: int | None = None, epochs: int = 3) -> str:
+def label(way: str, column: str, size: int | None = None, epochs: int = 3, rate: float | None = None) -> str:
     """What a comparison with full training is called in the file of those on public data."""
-    return f"{way}, {column}, {size or 'all'} sentences, {epochs} epochs"
+    return f"{way}, {column}, {size or 'all'} sentences, {epochs} epochs, rate {rate or 'chosen'}"
 
 
 def public_differences() -> dict[str, Difference]:
-    """{label: a way minus full training} on STS-B and on texts from elsewhere."""
+    """{label: a way minus full training} on STS-B and on texts from elsewhere, at chosen and at equal rates."""
     return {
-        label(way, column, size, epochs): against(way, FULL, [task], size, epochs, public=True)
+        label(way, column, size, epochs, rate): against(way, FULL, [task], size, epochs, rate, public=True)
         for size, epochs, _ in BUDGETS
         for way in dict.fromkeys(run["way"] for run in runs(size, epochs))
         if way != FULL
+        for rate in (None, *(rate for rate in rates(way) if rate in rates(FULL)))
         for column, task in PUBLIC.items()
     }
 
 
-def public(way: str, column: str, size: int | None = None, epochs: int = 3) -> Difference:
-    """A way minus full training in points: similarity kept ("stsb") or sentiment on texts from elsewhere."""
-    return read_differences(WRITTEN)[label(way, column, size, epochs)]
+def public(way: str, column: str, *where: int | float | None) -> Difference:
+    """A way minus full training in points: similarity kept ("stsb") or sentiment on texts from elsewhere.
+
+    Args:
+        where: as for `against`.
+    """
+    return read_differences(WRITTEN)[label(way, column, *where)]
 
 
 if __name__ == "__main__":
