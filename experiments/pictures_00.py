@@ -67,14 +67,14 @@ QUESTIONS = (  # x, y, width in characters, text
 )
 ADVICE = (  # the same; {} stands for the verdict of the claim behind it
     (5, 9.1, 62, "Begin with heads alone on the frozen encoder, for sentences on the mean of its last four "
-     "layers [{}]; with 50 sentences training may not beat them [{}]",
+     "layers [{}]; even with 50 sentences training beats them [{}]",
      ("pooling on a frozen encoder", "frozen encoder, few labels")),
     (1.3, 3.8, 21, "Yes, if they are right: both together [{}], or one after the other", ("a related second task",)),
     (4.15, 3.8, 26, "No: alone; topic cost sentiment points [{}]", ("an unrelated second task",)),
     (8.1, 3.8, 38, "Yes: one model, at little loss in the mean [{}]; weigh token tasks up [{}]",
      ("one model against four", "a weight for the token task")),
     (4.15, 0.5, 26, "Yes: uniform shares [{}]", ("uniform against proportional shares",)),
-    (8.4, 0.5, 32, "Yes: heads first, then everything [{}]", ("heads first: similarity kept",)),
+    (8.4, 0.5, 32, "Yes: heads first, at a moderate rate [{}]", ("heads first: similarity kept",)),
 )  # fmt: skip
 ARROWS = (
     ((5, 8.55), (5, 7.68)), ((4, 6.93), (3.2, 6.22)), ((6, 6.93), (7.3, 6.22)), ((2.1, 4.98), (1.6, 4.55)),

@@ -5,7 +5,7 @@ sentences) and stsb (Spearman's correlation that is left on STS-B). Rows of anot
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -125,7 +125,7 @@ def quality(rows: pd.DataFrame, ways: Sequence[str] = SHOWN) -> Figure:
         ax.set(title=task.replace("_", " "), xlim=(10, 106), xticks=(25, 50, 75, 100))
     axes[0].set_yticks(range(len(ways)), _two_lines(ways))
     figure.supxlabel("F1 on test, points", fontsize=11)
-    headline(figure, "Where the encoder moves, the ways differ on entities alone (all data)")
+    headline(figure, "Where the encoder moves, the ways differ above all on entities")
     plt.close(figure)
     return figure
 
@@ -160,42 +160,61 @@ def by_size(
     figure.supxlabel("training sentences", fontsize=11)
     for i, way in enumerate(ways):
         axes[0].text(60, 36 - 7.5 * i, way.replace(", last", ",\nlast"), color=WAYS[way][0], fontsize=9.5, va="top")
-    headline(figure, "With few labels topic and sentiment gain by freezing, entities lose")
+    headline(figure, "With few labels topic and sentiment gain by freezing first")
     plt.close(figure)
     return figure
 
 
-def price(rows: pd.DataFrame, cost: pd.DataFrame) -> Figure:
-    """What is left on STS-B, seconds of training and megabytes; lines where full training is.
+def kept_and_learnt(at: Mapping[float, pd.DataFrame], untouched: float) -> Figure:
+    """What is left on STS-B by the mean score of the four tasks, a line a way, a dot a learning rate.
 
     Args:
-        rows: with stsb, also of the way "everything frozen".
+        at: {learning rate: rows of the ways that were trained at it, with stsb}.
+        untouched: what the encoder scores on STS-B before any training.
+    """
+    figure, ax = plt.subplots(figsize=(7.5, 4.2))
+    for way in (*SHOWN[:3], FULL):
+        colour, marker = WAYS[way]
+        rates = [rate for rate, rows in at.items() if way in set(rows["way"])]
+        score = [seed_interval(points(at[rate], way)[MEAN]) for rate in rates]
+        left = [seed_interval(left_over(at[rate], way)) for rate in rates]
+        ax.plot([one.value for one in score], [one.value for one in left], color=colour, lw=1.3)
+        for rate, x, y in zip(rates, score, left, strict=True):
+            bars = {"xerr": [[x.value - x.low], [x.high - x.value]], "yerr": [[y.value - y.low], [y.high - y.value]]}
+            ax.errorbar(x.value, y.value, fmt=marker, color=colour, markersize=6, elinewidth=0.8, **bars)
+            place = {"textcoords": "offset points", "fontsize": 9, "color": colour}
+            ax.annotate(f"{rate:.0e}".replace("e-0", "e-"), (x.value, y.value), (5, 4), **place)
+        first = (score[0].value, left[0].value)
+        ax.annotate(way, first, (-6, 8), textcoords="offset points", color=colour, ha="right", fontsize=10)
+    ax.axhline(untouched, color=GREY, linestyle="--", linewidth=1)
+    ax.text(0.02, untouched - 0.025, "before training", color=GREY, fontsize=10, transform=ax.get_yaxis_transform())
+    ax.set(xlabel="mean F1 of the four tasks on test, points", ylabel="similarity left (STS-B)", ylim=(0.35, 0.86))
+    ax.set_title("Higher rates forget more; at equal scores heads first keeps most")
+    plt.close(figure)
+    return figure
+
+
+def price(cost: pd.DataFrame) -> Figure:
+    """Seconds of training and megabytes; lines where full training is.
+
+    Args:
         cost: way, seed, run (seconds), megabytes, as `freezing_cost.totals` gives them.
     """
     ways = ("heads first", "LoRA", "lower half frozen", "heads alone")
-    figure, axes = plt.subplots(1, 3, figsize=(9.5, 3.1), sharey=True)
-    seconds, memory = (cost.pivot(index="seed", columns="way", values=name) for name in ("run", "megabytes"))
+    figure, axes = plt.subplots(1, 2, figsize=(8, 2.9), sharey=True)
     panels = {
-        "similarity left (STS-B)": ({way: left_over(rows, way) for way in (FULL, *ways)}, ".2f"),
-        "seconds, three epochs": ({way: seconds[way] for way in (FULL, *ways)}, ".0f"),
-        "megabytes": ({way: memory[way] for way in (FULL, *ways)}, ".0f"),
+        "run": ("seconds, three epochs", "one core, bfloat16", 64),
+        "megabytes": ("megabytes", "peak of a training step", 530),
     }
-    for ax, (title, (values, unit)) in zip(axes, panels.items(), strict=True):
+    for ax, (column, (title, label, end)) in zip(axes, panels.items(), strict=True):
+        values = cost.pivot(index="seed", columns="way", values=column)
         full = values[FULL].mean()
         ax.axvline(full, color="black", linewidth=1.2)
-        _dots(ax, ways, {way: seed_interval(values[way]) for way in ways}, unit)
-        ax.set_title(title)
-        edge = axes[0] is ax
-        look = {"fontsize": 9.5, "va": "center", "ha": "left" if edge else "right"}
-        ax.text(full + 0.006 if edge else 0.98 * full, 2.5, f"full training {full:{unit}}", **look)
-    axes[0].set(xlim=(0.5, 0.88), xlabel="Spearman's correlation")
-    untouched = left_over(rows, "everything frozen").mean()
-    axes[0].axvline(untouched, color=GREY, linestyle="--", linewidth=1)
-    axes[0].text(untouched + 0.005, 1.5, "untouched", color=GREY, fontsize=9.5, rotation=90, va="center")
-    axes[1].set(xlim=(0, 64), xlabel="one core, bfloat16")
-    axes[2].set(xlim=(0, 530), xlabel="peak of a training step")
+        _dots(ax, ways, {way: seed_interval(values[way]) for way in ways}, ".0f")
+        ax.text(0.98 * full, 2.5, f"full training {full:.0f}", fontsize=9.5, va="center", ha="right")
+        ax.set(title=title, xlabel=label, xlim=(0, end))
     axes[0].set_yticks(range(len(ways)), _two_lines(ways))
-    headline(figure, "Full training (black lines) forgets most; to freeze saves time and memory")
+    headline(figure, "To freeze saves time and memory, LoRA memory alone")
     plt.close(figure)
     return figure
 
