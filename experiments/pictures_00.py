@@ -69,7 +69,8 @@ ADVICE = (  # the same; {} stands for the verdict of the claim behind it
     (5, 9.1, 62, "Begin with heads alone on the frozen encoder, for sentences on the mean of its last four "
      "layers [{}]; even with 50 sentences training beats them [{}]",
      ("pooling on a frozen encoder", "frozen encoder, few labels")),
-    (1.3, 3.8, 21, "Yes, if they are right: both together [{}], or one after the other", ("a related second task",)),
+    (1.3, 3.7, 23, "Yes, if they are right: both together [{}; in natural requests {}], or one after the other",
+     ("a related second task", "related tasks of natural requests")),
     (4.15, 3.8, 26, "No: alone; topic cost sentiment points [{}]", ("an unrelated second task",)),
     (8.1, 3.8, 38, "Yes: one model, at little loss in the mean [{}]; weigh token tasks up [{}]",
      ("one model against four", "a weight for the token task")),

@@ -214,7 +214,7 @@ def price(cost: pd.DataFrame) -> Figure:
         ax.text(0.98 * full, 2.5, f"full training {full:.0f}", fontsize=9.5, va="center", ha="right")
         ax.set(title=title, xlabel=label, xlim=(0, end))
     axes[0].set_yticks(range(len(ways)), _two_lines(ways))
-    headline(figure, "To freeze saves time and memory, LoRA memory alone")
+    headline(figure, "To freeze saves time and memory, heads alone save most")
     plt.close(figure)
     return figure
 
