@@ -11,10 +11,10 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from mtl_helpers import TASKS, Task, TrainingConfig, load_corpus
+from mtl_helpers import TASKS, TrainingConfig, load_corpus
 
 from . import samplers, second_task
-from .evidence import Difference, choose, compare, over_seeds, scores_by
+from .evidence import Difference, choose, compare, corpus_gold, over_seeds, scores_by
 from .runs import fitted, task_rows
 from .sweeps import Study, fingerprint
 from .weights import find
@@ -80,17 +80,11 @@ STUDY = Study(
 )
 
 
-def gold(_: str, name: str) -> tuple[Task, list]:
-    """A task and its labels in the test sentences, whatever the way."""
-    corpus = load_corpus()
-    return next(task for task in TASKS if task.name == name), corpus.loc[corpus["split"] == "test", name].tolist()
-
-
 @cache
 def measured() -> tuple[dict, pd.DataFrame]:
     """{(way,): {task: Scores}} and the rows, each seed at the rate that it chose on validation."""
     chosen = choose(STUDY.rows(STUDY.whole()), ["way"])
-    return scores_by(chosen, list(STUDY.predictions()), ["way"], gold), chosen
+    return scores_by(chosen, list(STUDY.predictions()), ["way"], corpus_gold), chosen
 
 
 def pair(first: str, second: str, task: str) -> Difference:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mtl_helpers import Task
 
-from .evidence import Difference, by_way, choose, compare, write_differences
+from .evidence import Difference, by_way, compare, write_differences
 from .public import INTENT, SLOTS, load_public
 from .runs import only
 from .second_task import WAYS, scarce_rows
@@ -78,12 +78,6 @@ def gains() -> dict[str, Difference]:
     pairs = dict.fromkeys((run["scarce"], run["size"]) for run in runs)
     sides = ({f"{scarce}, {size} labels": scores[scarce, size, way] for scarce, size in pairs} for way in COMPARED)
     return compare(*sides)
-
-
-def means() -> pd.Series:
-    """F1 on test in points by (scarce, size, way): mean over users, each at the rate that she chose."""
-    chosen = choose(STUDY.rows(), ["scarce", "size", "way"])
-    return 100 * chosen.groupby(["scarce", "size", "way"], sort=False)["test"].mean()
 
 
 def at_equal_rates() -> pd.DataFrame:

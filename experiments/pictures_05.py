@@ -8,22 +8,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mtl_helpers import Task, load_corpus
 from mtl_helpers.intervals import Interval, seed_interval
 
 from . import natural_pairs, scarce_task, second_task
-from .evidence import Difference, Scores, compare, read_differences, scores_by
+from .evidence import Difference, Scores, compare, corpus_gold, read_differences, scores_by
 from .figures import GREY, PALETTE, TASK_COLOURS, curve_with_intervals, dots_with_intervals, headline
 from .pictures_02 import OUTSIDE
 
 PANELS = [(pair, size) for pair in scarce_task.PAIRS for size in (50, 200)]
 LONGER = "alone, as many rows in all"
-
-
-def gold(_: str, name: str) -> tuple[Task, list]:
-    """The entities of the test sentences, whatever the way."""
-    corpus = load_corpus()
-    return second_task.ENTITIES, corpus.loc[corpus["split"] == "test", name].tolist()
 
 
 def main_runs() -> list[dict]:
@@ -36,7 +29,7 @@ def doses() -> dict[tuple[str, str], Scores]:
     """{(way, share of wrong marks): scores of the scarce task}, all at one rate."""
     study = second_task.STUDY
     rows = study.rows(main_runs()).astype({"noise": str})
-    by_setting = scores_by(rows, list(study.predictions()), ["way", "noise"], gold)
+    by_setting = scores_by(rows, list(study.predictions()), ["way", "noise"], corpus_gold)
     return {setting: tasks["entities"] for setting, tasks in by_setting.items()}
 
 

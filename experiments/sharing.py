@@ -1,12 +1,7 @@
 """One model for four tasks, or four models? And the recipe that the course recommends, as a whole."""
 
-from functools import cache
+from mtl_helpers import TASKS, TrainingConfig, load_corpus
 
-import pandas as pd
-
-from mtl_helpers import TASKS, Task, TrainingConfig, load_corpus
-
-from .evidence import Difference, Scores, choose, compare, scores_by
 from .runs import fitted, task_rows
 from .sweeps import Study, fingerprint
 
@@ -42,35 +37,3 @@ STUDY = Study(
     minutes=420,
     tolerance=0.05,
 )
-
-
-@cache
-def chosen() -> pd.DataFrame:
-    """The rows of each seed of each way at the rate that it chose on validation."""
-    return choose(STUDY.rows(), ["way"])
-
-
-def gold(_: str, name: str) -> tuple[Task, list]:
-    """A task and its labels in the test sentences."""
-    corpus = load_corpus()
-    return next(task for task in TASKS if task.name == name), corpus.loc[corpus["split"] == "test", name].tolist()
-
-
-@cache
-def measured() -> dict[str, dict[str, Scores]]:
-    """{way: {task: scores of its seeds}}; the four models of their own are one way, "four models"."""
-    scores = {way: tasks for (way,), tasks in scores_by(chosen(), list(STUDY.predictions()), ["way"], gold).items()}
-    alone = {task.name: scores.pop(f"alone, {task.name}")[task.name] for task in TASKS}
-    return scores | {"four models": alone}
-
-
-@cache
-def against(way: str, other: str = "four models") -> dict[str, Difference]:
-    """A way minus another, in points, task by task and in the mean; seeds of the two sides have nothing in common."""
-    return compare(measured()[way], measured()[other], paired=False)
-
-
-def scores(way: str) -> pd.Series:
-    """F1 on test in points, means over seeds, by task; "alone" for the four models of their own."""
-    rows = chosen()[chosen()["way"].str.startswith("alone") if way == "alone" else chosen()["way"] == way]
-    return 100 * rows.groupby("task")["test"].mean()

@@ -20,6 +20,7 @@ from .evidence import (
     Difference,
     choose,
     compare,
+    corpus_gold,
     read_differences,
     scores_by,
     write_differences,
@@ -138,8 +139,7 @@ def gold(_: str, name: str) -> tuple[Task, list]:
     """A task and its labels in the sentences it is tested on."""
     if name == ELSEWHERE:
         return TASKS[2], reviews()[TASKS[2].name].tolist()
-    corpus = load_corpus()
-    return next(task for task in TASKS if task.name == name), corpus.loc[corpus["split"] == "test", name].tolist()
+    return corpus_gold(_, name)
 
 
 @cache
