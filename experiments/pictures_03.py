@@ -194,31 +194,6 @@ def kept_and_learnt(at: Mapping[float, pd.DataFrame], untouched: float) -> Figur
     return figure
 
 
-def price(cost: pd.DataFrame) -> Figure:
-    """Seconds of training and megabytes; lines where full training is.
-
-    Args:
-        cost: way, seed, run (seconds), megabytes, as `freezing_cost.totals` gives them.
-    """
-    ways = ("heads first", "LoRA", "lower half frozen", "heads alone")
-    figure, axes = plt.subplots(1, 2, figsize=(8, 2.9), sharey=True)
-    panels = {
-        "run": ("seconds, three epochs", "one core, bfloat16", 64),
-        "megabytes": ("megabytes", "peak of a training step", 530),
-    }
-    for ax, (column, (title, label, end)) in zip(axes, panels.items(), strict=True):
-        values = cost.pivot(index="seed", columns="way", values=column)
-        full = values[FULL].mean()
-        ax.axvline(full, color="black", linewidth=1.2)
-        _dots(ax, ways, {way: seed_interval(values[way]) for way in ways}, ".0f")
-        ax.text(0.98 * full, 2.5, f"full training {full:.0f}", fontsize=9.5, va="center", ha="right")
-        ax.set(title=title, xlabel=label, xlim=(0, end))
-    axes[0].set_yticks(range(len(ways)), _two_lines(ways))
-    headline(figure, "To freeze saves time and memory, heads alone save most")
-    plt.close(figure)
-    return figure
-
-
 def from_the_top(rows: pd.DataFrame) -> Figure:
     """F1 on test by how much of the encoder trains, from the heads alone to everything, a line a task."""
     figure, ax = plt.subplots(figsize=(7.5, 3.8))
