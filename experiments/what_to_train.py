@@ -39,7 +39,7 @@ STRATEGIES = {  # way: strategy of freeze, its options, pooling
     "heads alone, last four layers": ("backbone", {}, "last_layers"),
 }
 FULL, HEADS = "full training", "heads alone, last four layers"
-LONG = (FULL, "heads first", "LoRA")  # the long budget is for those that are compared in quality
+LONG = (FULL, "heads first")
 FEW = (FULL, "heads first", HEADS)
 NAMES = [task.name for task in TASKS]
 BUDGETS = ((None, 3, tuple(STRATEGIES)), (None, 8, LONG), (50, 3, FEW))  # sentences (None: all), epochs, ways
