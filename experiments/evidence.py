@@ -268,10 +268,16 @@ def holm(p: Sequence[float]) -> list[float]:
 Gold = Callable[[str, str], tuple[Task, Sequence]]
 
 
+@cache
+def test_sentences() -> pd.DataFrame:
+    """The corpus' test part."""
+    corpus = load_corpus()
+    return corpus[corpus["split"] == "test"]
+
+
 def corpus_gold(_: str, name: str) -> tuple[Task, list]:
     """One of the course's tasks and its labels in the test sentences, whatever the setting."""
-    corpus = load_corpus()
-    return next(task for task in TASKS if task.name == name), corpus.loc[corpus["split"] == "test", name].tolist()
+    return next(task for task in TASKS if task.name == name), test_sentences()[name].tolist()
 
 
 def scores_by(

@@ -4,13 +4,9 @@ A seed draws the sentences, each with the labels of all four tasks, the same for
 epochs, of which heads first trains the heads alone for a third. Everything else as in `freezing_strategies`.
 """
 
-from dataclasses import replace
-
 import pandas as pd
 
-from mtl_helpers import fit
-
-from .freezing_strategies import LONGER, POOLING, f1, frozen_model, settings, splits, trained
+from .freezing_strategies import LONGER, POOLING, f1, splits, trained
 from .halving import Halving
 from .sweeps import Study
 
@@ -38,19 +34,6 @@ def freezing_by_size(strategy: str, size: int, learning_rate: float, seed: int) 
     model, _, best = trained(strategy, learning_rate, seed, few, data["validation"], epochs)
     rows = pd.DataFrame({"validation": best, "test": f1(model, data["test"])})
     return rows.reset_index(names="task").to_dict("records")
-
-
-def try_once(way: str, sentences: int, seed: int = 0) -> dict[str, float]:
-    """F1 on test of each task for a model trained in one of WAYS on a few sentences.
-
-    At the rate chosen for about as many, for epochs as in SIZES and between; the last epoch is kept.
-    """
-    size = min(SIZES, key=lambda size: abs(size - sentences))
-    few, epochs = splits()["train"].sample(sentences, random_state=seed), max(3, round(20 * (50 / sentences) ** 0.5))
-    model = frozen_model(way, epochs)
-    config = settings(HALVING.chosen[way, size][0], seed, epochs)
-    fit(model, few, splits()["validation"][:16], replace(config, keep="last"))
-    return f1(model, splits()["test"]).to_dict()
 
 
 STUDY = Study(

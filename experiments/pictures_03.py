@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mtl_helpers import TASKS
 from mtl_helpers.intervals import Interval, seed_interval
 
+from . import what_to_train
 from .figures import GREY, TASK_COLOURS, curve_with_intervals, dots_with_intervals, headline
 from .halving import Halving
 from .pictures_02 import OUTSIDE, unpaired_interval
@@ -32,6 +32,10 @@ WAYS = {  # colour and marker
 SHOWN = ("heads first", "LoRA", "lower half frozen", FROZEN)
 NAMES = [task.name for task in TASKS]
 MEAN = "mean of four"
+FROM_FULL = {  # training sentences: what the picture shows
+    None: "Where the encoder moves, the ways differ above all on entities",
+    50: "With 50 sentences heads first gains on topic and sentiment",
+}
 OPENED = {  # from the top down: way, what trains besides the heads
     "heads alone": "nothing",
     "only the top layer": "layer 6",
@@ -114,53 +118,35 @@ def frozen_head(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def quality(rows: pd.DataFrame, ways: Sequence[str] = SHOWN) -> Figure:
-    """F1 on test of some ways, a panel a task; a line where full training is."""
-    figure, axes = plt.subplots(1, len(NAMES), figsize=(9.5, 3.1), sharex=True, sharey=True)
-    for ax, task in zip(axes, NAMES, strict=True):
-        full = points(rows, FULL)[task].mean()
-        ax.axvline(full, color="black", linewidth=1.2)
-        _dots(ax, ways, {way: seed_interval(points(rows, way)[task]) for way in ways}, ".0f")
-        ax.text(full - 3, 1.4, f"full training {full:.0f}", fontsize=9.5, ha="right", va="center")
-        ax.set(title=task.replace("_", " "), xlim=(10, 106), xticks=(25, 50, 75, 100))
-    axes[0].set_yticks(range(len(ways)), _two_lines(ways))
-    figure.supxlabel("F1 on test, points", fontsize=11)
-    headline(figure, "Where the encoder moves, the ways differ above all on entities")
-    plt.close(figure)
-    return figure
-
-
-def by_size(
-    rows: pd.DataFrame,
-    ways: Sequence[str] = (FULL, "heads first", "lower half frozen", FROZEN),
-    yours: tuple[int, dict[str, float]] | None = None,
-) -> Figure:
-    """F1 on test by the number of training sentences, a panel a task.
+def from_full(size: int | None = None, yours: dict[str, float] | None = None) -> Figure:
+    """F1 on test of some ways minus that of full training, a panel a task; intervals over seeds and test sentences.
 
     Args:
-        yours: number of sentences and {task: F1, 0 to 1} of a model to add.
+        size: training sentences; None: all.
+        yours: {task: difference in points} of a model to add.
     """
-    figure, axes = plt.subplots(1, len(NAMES), figsize=(9.5, 3.9), sharex=True, sharey=True)
-    sizes, shifts = sorted(rows["size"].unique()), np.geomspace(0.9, 1.12, len(ways))
+    ways = [way for way in SHOWN if way in what_to_train.measured(size, public=False)]
+    figure, axes = plt.subplots(1, len(NAMES), figsize=(9.5, 1.3 + 0.45 * len(ways)), sharex=True, sharey=True)
+    left = -22
     for ax, task in zip(axes, NAMES, strict=True):
-        for way, shift in zip(ways, shifts, strict=True):
+        for place, way in enumerate(ways):
+            value, low, high = what_to_train.against(way, FULL, [task], size).interval
             colour, marker = WAYS[way]
-            own = [seed_interval(points(rows[rows["size"] == size], way)[task]) for size in sizes]
-            look = {"color": colour, "marker": marker, "lw": 1.3, "capsize": 2}
-            curve_with_intervals(ax, shift * np.array(sizes, dtype=float), own, **look)
+            shown = max(value, left + 1.5)  # what lies outside the panel becomes an arrow at its edge
+            bars = {"xerr": [[max(0, shown - low)], [max(0, high - shown)]], "capsize": 3} if value > left else {}
+            ax.errorbar(shown, place, fmt=marker if value > left else "<", color=colour, markersize=6, **bars)
+            look = {"ha": "center", "fontsize": 10, "bbox": {"fc": "white", "ec": "none", "pad": 0.5}}
+            ax.annotate(f"{value:+.1f}", (max(shown, left + 4), place), (0, 7), textcoords="offset points", **look)
         if yours:
-            ax.plot(yours[0], 100 * yours[1][task], "*", color="#CC0000", markersize=13, zorder=4)
-            place, white = (yours[0], 100 * yours[1][task]), {"fc": "white", "ec": "none", "pad": 0.3}
-            look = {"color": "#CC0000", "bbox": white, "zorder": 3.5, "weight": "bold"}
-            ax.annotate(f"{100 * yours[1][task]:.0f}", place, (9, -10), textcoords="offset points", **look)
-        ax.set(title=task.replace("_", " "), xscale="log", xlim=(38, 2900), ylim=(0, 102))
-        ax.set_xticks(sizes, [str(size) for size in sizes])
-        ax.minorticks_off()
-    axes[0].set_ylabel("F1 on test, points")
-    figure.supxlabel("training sentences", fontsize=11)
-    for i, way in enumerate(ways):
-        axes[0].text(60, 36 - 7.5 * i, way.replace(", last", ",\nlast"), color=WAYS[way][0], fontsize=9.5, va="top")
-    headline(figure, "With few labels topic and sentiment gain by freezing first")
+            ax.plot(np.clip(yours[task], left, 12), len(ways) - 0.1, "*", color="#CC0000", markersize=13)
+            place = (np.clip(yours[task], left + 3, 9), len(ways) - 0.1)
+            ax.annotate(f"{yours[task]:+.0f}", place, (0, 8), textcoords="offset points", **look, color="#CC0000")
+        ax.axvline(0, color="black", linewidth=1.2)
+        ax.set(title=task.replace("_", " "), xlim=(left, 12), xticks=(-20, -10, 0, 10))
+        ax.set_ylim(len(ways) + (0.2 if yours else -0.5), -0.8)
+    axes[0].set_yticks(range(len(ways)), _two_lines(ways))
+    figure.supxlabel("points of F1 on test from full training (the line)", fontsize=11)
+    headline(figure, FROM_FULL[size])
     plt.close(figure)
     return figure
 
@@ -182,13 +168,18 @@ def kept_and_learnt(at: Mapping[float, pd.DataFrame], untouched: float) -> Figur
         for rate, x, y in zip(rates, score, left, strict=True):
             bars = {"xerr": [[x.value - x.low], [x.high - x.value]], "yerr": [[y.value - y.low], [y.high - y.value]]}
             ax.errorbar(x.value, y.value, fmt=marker, color=colour, markersize=6, elinewidth=0.8, **bars)
+            below = way == "LoRA" or (rate == 1e-3 and way in (FULL, "heads first"))  # where no line crosses the text
             place = {"textcoords": "offset points", "fontsize": 9, "color": colour}
-            ax.annotate(f"{rate:.0e}".replace("e-0", "e-"), (x.value, y.value), (5, 4), **place)
+            ax.annotate(f"{rate:.0e}".replace("e-0", "e-"), (x.value, y.value), (3, -12) if below else (5, 4), **place)
         first = (score[0].value, left[0].value)
         ax.annotate(way, first, (-6, 8), textcoords="offset points", color=colour, ha="right", fontsize=10)
     ax.axhline(untouched, color=GREY, linestyle="--", linewidth=1)
-    ax.text(0.02, untouched - 0.025, "before training", color=GREY, fontsize=10, transform=ax.get_yaxis_transform())
-    ax.set(xlabel="mean F1 of the four tasks on test, points", ylabel="similarity left (STS-B)", ylim=(0.35, 0.86))
+    across = ax.get_yaxis_transform()
+    ax.text(0.98, untouched + 0.01, "before training", color=GREY, fontsize=10, ha="right", transform=across)
+    alone = points(at[3e-3], FROZEN)[MEAN].mean()
+    look = {"color": WAYS[FROZEN][0], "fontsize": 10, "transform": across}
+    ax.text(0.02, untouched + 0.01, f"← heads alone: nothing lost, mean F1 {alone:.0f}", **look)
+    ax.set(xlabel="mean F1 of the four tasks on test, points", ylabel="similarity left (STS-B)", ylim=(0.35, 0.87))
     ax.set_title("Higher rates forget more; at equal scores heads first keeps most")
     plt.close(figure)
     return figure
@@ -243,18 +234,6 @@ def moved(rows: pd.DataFrame, ways: Sequence[str] = (FULL, "heads first", "lower
     ax.set_title("Training changes the upper layers most, whatever the way")
     plt.close(figure)
     return figure
-
-
-def _dots(ax: Axes, ways: Sequence[str], values: dict[str, Interval], unit: str) -> None:
-    """A dot with its interval for each way, in its colour, the value beside it."""
-    for place, way in enumerate(ways):
-        value, low, high = values[way]
-        colour, marker = WAYS[way]
-        bars = {"xerr": [[value - low], [high - value]], "capsize": 3}
-        ax.errorbar(value, place, fmt=marker, color=colour, markersize=6, zorder=3, **bars)
-        look = {"ha": "center", "fontsize": 10, "bbox": {"fc": "white", "ec": "none", "pad": 0.5}, "zorder": 2.5}
-        ax.annotate(f"{value:{unit}}", (value, place), (0, 7), textcoords="offset points", **look)
-    ax.set_ylim(len(ways) - 0.5, -0.7)
 
 
 def _written(names: Sequence[str]) -> list[str]:

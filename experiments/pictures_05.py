@@ -54,26 +54,28 @@ def dose_response(yours: tuple[float, float] | None = None) -> Figure:
     Args:
         yours: share of wrong marks (0 to 1) and F1 (points) of a run of your own.
     """
-    figure, ax = plt.subplots(figsize=(8.2, 4.2))
-    noises = [noise for way, noise in doses() if way == "together"]
+    figure, ax = plt.subplots(figsize=(8.2, 3.9))
+    noises = sorted((noise for way, noise in doses() if way == "together"), key=float, reverse=True)
     places = [100 - 100 * float(noise) for noise in noises]
     rows = [seed_interval(points(doses()["together", noise])) for noise in noises]
-    order = np.argsort(places)
     colour = TASK_COLOURS["entities"]
-    curve_with_intervals(ax, np.array(places)[order], [rows[i] for i in order], color=colour, linewidth=2)
-    middle = (rows[order[0]].value + rows[order[1]].value) / 2
-    ax.annotate("together", (25, middle), (0, -18), textcoords="offset points", color=colour)
-    looks = {LONGER: "-", "alone": ":", "first A, then B": "--"}
-    names = {"first A, then B": "first the marks, then the types"}
-    heights = sorted((points(doses()[way, "0.0"]).mean(), way) for way in looks)
-    last = -100.0
-    for height, way in heights:
-        ax.axhline(height, color=GREY, linestyle=looks[way], linewidth=1.2, zorder=1)
-        last = max(height, last + 3.2)  # one above the other
-        ax.text(108, last, names.get(way, way), va="center", fontsize=10, color="#444444")
+    curve_with_intervals(ax, places, rows, color=colour, linewidth=1.2, linestyle="--")
+    ax.text(25, (rows[0].value + rows[1].value) / 2 - 5, "together", color=colour)
     for place, noise in zip(places, noises, strict=True):
         users_own = points(doses()["together", noise])
         ax.plot([place - 2] * len(users_own), users_own, ".", color=colour, alpha=0.4, zorder=1)
+    bar, short, after = (seed_interval(points(doses()[way, "0.0"])) for way in (LONGER, "alone", "first A, then B"))
+    ax.axhline(bar.value, color=GREY, linewidth=1.2, zorder=1)
+    ax.axhspan(bar.low, bar.high, color=GREY, alpha=0.15, linewidth=0, zorder=0)
+    ax.axhline(short.value, color=GREY, linestyle=":", linewidth=1.2, zorder=1)
+    curve_with_intervals(ax, [106], [after], color="#444444", marker="s", linestyle="")
+    words = {
+        "first the marks,\nthen the types": after.value,
+        "alone (dotted)": short.value + 1.6,
+        f"{LONGER} (bar)": bar.value - 1.6,
+    }
+    for text, height in words.items():
+        ax.text(113, height, text, va="center", fontsize=10, color="#444444")
     if yours:
         ax.plot(100 - 100 * yours[0], yours[1], "k*", markersize=14, zorder=4)
         ax.annotate(
@@ -84,8 +86,9 @@ def dose_response(yours: tuple[float, float] | None = None) -> Figure:
             ha="right",
         )
     ax.set(
-        xlim=(-6, 106),
-        ylim=(0, 70),
+        xlim=(-6, 111),
+        ylim=(0, 60),
+        xticks=(0, 50, 100),
         xlabel="marks of the second task that are right (%)",
         ylabel="F1 of entities on test (points)",
     )
@@ -101,7 +104,7 @@ def natural() -> Figure:
     names = [what.replace("intent,", "intents,").replace("mean", "mean of the three") for what in found]
     dots_with_intervals(ax, names, [one.interval for one in found.values()], OUTSIDE, "+.1f")
     ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
-    ax.set(xlabel="points of F1 from alone, as many rows in all")
+    ax.set(xlabel="together minus alone for as many rows in all, points of F1")
     ax.set_title("In natural requests only intents with 200 labels are likely to gain")
     plt.close(figure)
     return figure
@@ -135,9 +138,11 @@ def unrelated() -> Figure:
             colour = TASK_COLOURS[scarce] if way == "together" else GREY
             places = [shift * size for size in scarce_task.SIZES]
             curve_with_intervals(ax, places, rows, color=colour, linestyle=line)
-            names = {"together": f"beside {abundant.replace('_', ' ')}", "alone, twice as long": f"{LONGER} (solid)"}
-            words = names.get(way, "alone (dotted)")
-            ax.text(0.98, 0.04 + 0.09 * height, words, color=colour, ha="right", fontsize=10, transform=ax.transAxes)
+            if way == "together" or ax is axes[0]:  # the grey lines are named once
+                names = {"alone": "alone (dotted)", "together": f"beside {abundant.replace('_', ' ')}"}
+                place = (0.02, 0.9) if ax is axes[1] else (0.98, 0.04 + 0.09 * height)
+                look = {"color": colour, "ha": "left" if ax is axes[1] else "right", "fontsize": 10}
+                ax.text(*place, names.get(way, f"{LONGER} (solid)"), transform=ax.transAxes, **look)
         ax.set(xscale="log", xlabel="labels of the scarce task", title=scarce, ylim=(0, 100))
         ax.set_xticks(scarce_task.SIZES, scarce_task.SIZES)
         ax.minorticks_off()
