@@ -13,7 +13,7 @@ from mtl_helpers import TASKS, Task, TaskSampling, TrainingConfig, load_corpus
 from .evidence import Difference, Scores, by_way, compare
 from .natural_pairs import requests
 from .public import INTENT, QUESTION_TYPE, load_public
-from .runs import fitted, only, task_rows
+from .runs import RATES, fitted, only, task_rows
 from .sweeps import Study, fingerprint
 
 TOPIC, SENTENCE_TYPE, SENTIMENT, ENTITIES = TASKS
@@ -26,6 +26,7 @@ SAMPLERS = {"proportional": 1.0, "square root": 0.5, "uniform": 0.0}  # alpha
 WEIGHTS = {"uniform, weights 1 : 10": 10.0}
 ALONE = "alone, as many rows in all"
 WAYS = (*SAMPLERS, *WEIGHTS, "uniform, uncertainty", ALONE)
+CLAIMED = ("proportional", "uniform", ALONE)  # compared in a claim: a wider grid of rates
 EPOCHS = 5
 
 
@@ -75,7 +76,7 @@ STUDY = Study(
             ("question_type", 120, 12000, (*SAMPLERS, ALONE)),
         )
         for way in ways
-        for rate in (1e-4, 3e-4)
+        for rate in ((3e-5, *RATES) if (scarce, size) == ("sentiment", 50) and way in CLAIMED else RATES[:2])
     ],
     samplers,
     minutes=440,
