@@ -66,8 +66,3 @@ def against_four(way: str = ONE, epochs: int = EPOCHS) -> dict[str, Difference]:
         way, epochs: how the one model was trained, as in `what_to_train`.
     """
     return compare(what_to_train.measured(None, epochs)[way], four_models(), paired=False)
-
-
-def scores(rows: pd.DataFrame) -> pd.Series:
-    """F1 on test in points, means over seeds, by task."""
-    return 100 * rows.groupby("task")["test"].mean()
