@@ -26,7 +26,6 @@ SAMPLERS = {"proportional": 1.0, "square root": 0.5, "uniform": 0.0}  # alpha
 WEIGHTS = {"uniform, weights 1 : 10": 10.0}
 ALONE = "alone, as many rows in all"
 WAYS = (*SAMPLERS, *WEIGHTS, "uniform, uncertainty", ALONE)
-CLAIMED = ("proportional", "uniform", ALONE)  # compared in a claim: a wider grid of rates
 EPOCHS = 5
 
 
@@ -76,7 +75,7 @@ STUDY = Study(
             ("question_type", 120, 12000, (*SAMPLERS, ALONE)),
         )
         for way in ways
-        for rate in ((3e-5, *RATES) if (scarce, size) == ("sentiment", 50) and way in CLAIMED else RATES[:2])
+        for rate in RATES[:2]
     ],
     samplers,
     minutes=440,

@@ -16,6 +16,7 @@ from .runs import RATES, fitted, task_rows
 from .sweeps import Study, fingerprint
 
 EPOCHS = 3
+GRIDS = {"topic": (3e-5, *RATES), "sentence_type": (3e-5, *RATES), "sentiment": (3e-5, *RATES[:2])}  # others: RATES
 ONE = what_to_train.FULL  # the way to train one model that is meant where none is named
 
 
@@ -35,10 +36,10 @@ STUDY = Study(
     [
         {"way": f"alone, {task.name}", "rate": rate}
         for task in TASKS
-        for rate in (RATES if task.level == "token" else (3e-5, 1e-4, 3e-4))
+        for rate in GRIDS.get(task.name, RATES)
     ],
     sharing,
-    minutes=100,
+    minutes=140,
     tolerance=0.05,
 )
 
