@@ -49,11 +49,6 @@ def choose(rows: pd.DataFrame, setting: Sequence[str], rate: str = "rate", score
     return rows.merge(best[[*keys, rate]], on=[*keys, rate])
 
 
-def at_an_end(chosen: pd.DataFrame, rates: Sequence[float], rate: str = "rate") -> float:
-    """Share of choices that fell on the lowest or the highest rate: above a third, the grid is too narrow."""
-    return float(chosen[rate].isin([min(rates), max(rates)]).mean())
-
-
 class Scores:
     """How each seed's predictions of one task fare on any resample of the test sentences.
 

@@ -1,4 +1,4 @@
-"""Measures that the course uses beside the package's own: behaviour, scores by class, calibration, tests, probes."""
+"""Measures that the course uses beside the package's own: behaviour, calibration, linear probes."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,12 +6,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import confusion_matrix
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mtl_helpers import MultiTaskModel, Task
-from mtl_helpers.evaluation import macro_f1, span_counts, span_f1, span_precision, span_recall
+from mtl_helpers import MultiTaskModel
+from mtl_helpers.evaluation import macro_f1
 
 
 def evaluate_challenge(model: MultiTaskModel, challenge: pd.DataFrame) -> pd.DataFrame:
@@ -44,32 +43,6 @@ def evaluate_challenge(model: MultiTaskModel, challenge: pd.DataFrame) -> pd.Dat
     return pd.DataFrame(table, columns=columns)
 
 
-def class_report(task: Task, truth: Sequence, predicted: Sequence) -> pd.DataFrame:
-    """Precision, recall and F1 (0 to 1) of each label, and how often it occurs; arguments as `labelled` gives them.
-
-    Returns:
-        A table indexed by label: precision, recall, f1, n (texts; of token tasks spans).
-    """
-    counts = {}
-    for label in task.labels:
-        if task.level == "token":
-            sides = [[[span for span in spans if span[2] == label] for spans in side] for side in (truth, predicted)]
-            counts[label] = span_counts(*sides).sum(axis=0)
-        else:
-            a, b = np.asarray(truth) == label, np.asarray(predicted) == label
-            counts[label] = np.array([np.sum(a & b), b.sum(), a.sum()])
-    rows = {
-        label: [span_precision(n[None]), span_recall(n[None]), span_f1(n[None]), n[2]] for label, n in counts.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["precision", "recall", "f1", "n"]).rename_axis("label")
-
-
-def confusion(task: Task, truth: Sequence[str], predicted: Sequence[str]) -> pd.DataFrame:
-    """Confusion matrix of a sentence task: a row per true label, a column per predicted one, counts of texts."""
-    matrix = confusion_matrix(truth, predicted, labels=list(task.labels))
-    return pd.DataFrame(matrix, index=pd.Index(task.labels, name="true"), columns=task.labels)
-
-
 def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = 10) -> pd.DataFrame:
     """What a reliability diagram shows: predictions in bins of equal width by confidence (Guo et al. 2017).
 
@@ -94,38 +67,6 @@ def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, bins: 
     """
     table = calibration(confidence, right, bins)
     return float(np.average((table["confidence"] - table["accuracy"]).abs(), weights=table["n"]))
-
-
-def paired_test(
-    score: Callable[..., float],
-    truth: Sequence,
-    first: Sequence,
-    second: Sequence,
-    draws: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Approximate randomisation test of two models on the same texts (Noreen 1989; Yeh 2000, https://aclanthology.org/C00-2137).
-
-    If the models were equally good, it would not matter which of them made which prediction: the predictions of
-    each text are swapped by the toss of a coin, again and again.
-
-    Args:
-        score: function of (truth, predictions), for instance `macro_f1`.
-        truth, first, second: labels and both models' predictions, text by text.
-        draws, seed: number of random swaps, and their random seed.
-
-    Returns:
-        score(truth, first) - score(truth, second), and the two-sided p value: how often swapping gives a difference
-        at least as large (this one included, so never 0).
-    """
-    truth, first, second = (np.fromiter(column, dtype=object, count=len(column)) for column in (truth, first, second))
-    difference = score(truth, first) - score(truth, second)
-    generator, extreme = np.random.default_rng(seed), 1
-    for _ in range(draws):
-        swap = generator.random(len(truth)) < 0.5
-        a, b = np.where(swap, second, first), np.where(swap, first, second)
-        extreme += abs(score(truth, a) - score(truth, b)) >= abs(difference) - 1e-12
-    return float(difference), extreme / (draws + 1)
 
 
 def linear_probe(

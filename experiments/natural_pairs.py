@@ -81,13 +81,9 @@ def gains() -> dict[str, Difference]:
 
 
 def at_equal_rates() -> pd.DataFrame:
-    """The first of COMPARED minus the second where both train at the same rate, in points, means over users.
-
-    Returns:
-        Rows (scarce, size), a column for each of RATES.
-    """
-    means = 100 * STUDY.rows().pivot_table(index=["scarce", "size"], columns=["way", "rate"], values="test")
-    return means[COMPARED[0]] - means[COMPARED[1]]
+    """F1 in points where all users train at the same rate, mean over users and pairings: rates x COMPARED."""
+    rows = STUDY.rows().query("way in @COMPARED")
+    return 100 * rows.pivot_table(index="rate", columns="way", values="test")[list(COMPARED)]
 
 
 def tied() -> float:

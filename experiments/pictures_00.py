@@ -72,7 +72,7 @@ ADVICE = (  # the same; {} stands for the verdict of the claim behind it
     (1.3, 3.7, 23, "Yes, if they are right: both together [{}; in natural requests {}], or one after the other",
      ("a related second task", "related tasks of natural requests")),
     (4.15, 3.8, 26, "No: alone; topic cost sentiment points [{}]", ("an unrelated second task",)),
-    (8.1, 3.8, 38, "Yes: one model, at little loss in the mean [{}]; weigh token tasks up [{}]",
+    (8.1, 3.8, 38, "Yes: one model; what the mean loses is small, if anything [{}]; weigh token tasks up [{}]",
      ("one model against four", "a weight for the token task")),
     (4.15, 0.5, 26, "Yes: uniform shares [{}]", ("uniform against proportional shares",)),
     (8.4, 0.5, 32, "Yes: heads first, at a moderate rate [{}]", ("heads first: similarity kept",)),

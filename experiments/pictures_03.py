@@ -61,13 +61,13 @@ def left_over(rows: pd.DataFrame, way: str) -> pd.Series:
     return rows[rows["way"] == way].groupby("seed")["stsb"].first()
 
 
-def against(rows: pd.DataFrame, way: str, task: str, paired: bool = False, reference: str = FULL) -> Interval:
-    """One way minus another in points of F1, on a task or on MEAN.
+def against(rows: pd.DataFrame, way: str, task: str, paired: bool = False) -> Interval:
+    """One way minus full training in points of F1, on a task or on MEAN.
 
     Args:
         paired: whether equal seeds have something in common, such as the sentences that were drawn.
     """
-    ours, theirs = points(rows, way)[task], points(rows, reference)[task]
+    ours, theirs = points(rows, way)[task], points(rows, FULL)[task]
     return seed_interval(ours - theirs) if paired else unpaired_interval(ours, theirs)
 
 

@@ -17,6 +17,7 @@ from .pictures_02 import OUTSIDE
 
 PANELS = [(pair, size) for pair in scarce_task.PAIRS for size in (50, 200)]
 LONGER = "alone, as many rows in all"
+SHARES = {"proportional": "proportional", "square root": "square root", "together": "uniform, mixed batches"}
 
 
 def main_runs() -> list[dict]:

@@ -11,7 +11,7 @@ import pandas as pd
 from mtl_helpers import TASKS, TrainingConfig, load_corpus
 
 from . import what_to_train
-from .evidence import Difference, Scores, choose, compare, corpus_gold, scores_by
+from .evidence import Difference, choose, compare, corpus_gold, scores_by
 from .runs import RATES, fitted, task_rows
 from .sweeps import Study, fingerprint
 
@@ -33,11 +33,7 @@ def sharing(way: str, rate: float, seed: int) -> list[dict]:
 STUDY = Study(
     "sharing",
     "How good is each task with a model of its own, beside one model for four?",
-    [
-        {"way": f"alone, {task.name}", "rate": rate}
-        for task in TASKS
-        for rate in GRIDS.get(task.name, RATES)
-    ],
+    [{"way": f"alone, {task.name}", "rate": rate} for task in TASKS for rate in GRIDS.get(task.name, RATES)],
     sharing,
     minutes=140,
     tolerance=0.05,
@@ -45,25 +41,22 @@ STUDY = Study(
 
 
 @cache
-def chosen() -> pd.DataFrame:
-    """The rows of each task alone, each seed at the rate that it chose on validation."""
-    return choose(STUDY.rows(), ["way"])
+def chosen(rate: float | None = None) -> pd.DataFrame:
+    """The rows of each task alone, each seed at the rate that it chose on validation; or all at one `rate`."""
+    rows = STUDY.rows()
+    return choose(rows if rate is None else rows[rows["rate"] == rate], ["way"])
 
 
 @cache
-def four_models() -> dict[str, Scores]:
-    """{task: scores of its own model}."""
-    read = scores_by(chosen(), list(STUDY.predictions()), ["way"], corpus_gold)
-    return {name: scores for tasks in read.values() for name, scores in tasks.items()}
-
-
-@cache
-def against_four(way: str = ONE, epochs: int = EPOCHS) -> dict[str, Difference]:
-    """One model minus four of their own (three epochs each), in points, task by task and in the mean.
+def against_four(way: str = ONE, rate: float | None = None) -> dict[str, Difference]:
+    """One model minus four of their own, in points, task by task and in the mean.
 
     Seeds of the two sides have nothing in common.
 
     Args:
-        way, epochs: how the one model was trained, as in `what_to_train`.
+        way: how the one model was trained, of those of `what_to_train`.
+        rate: of all models; default: what each seed of each model chose.
     """
-    return compare(what_to_train.measured(None, epochs)[way], four_models(), paired=False)
+    read = scores_by(chosen(rate), list(STUDY.predictions()), ["way"], corpus_gold)
+    four = {name: scores for tasks in read.values() for name, scores in tasks.items()}
+    return compare(what_to_train.measured(None, EPOCHS, rate)[way], four, paired=False)

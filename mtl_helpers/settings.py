@@ -12,12 +12,12 @@ from .sampling import TaskSampling
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train. The encoder's rate was chosen on validation, the rest is common practice.
+    """How to train. The encoder's rate rests on validation, the rest is common practice.
 
     Args:
         epochs: passes over the training data. The best of them is kept, so too many cost time rather than quality.
-        learning_rate: of the encoder at its peak. The best of four for the four-task model on the validation data
-            of the course (data/results/one_or_many.csv).
+        learning_rate: of the encoder at its peak. Between the better two of three for the four-task model on the
+            validation data of the course (data/results/what_to_train.csv).
         head_learning_rate: of the heads at its peak: they start from random numbers and have further to go.
         optimizer: "adamw" (decoupled weight decay, Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101) or
             "adam" (Kingma and Ba 2015, https://arxiv.org/abs/1412.6980, the decay added to the gradient).

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr, ttest_1samp
 
-from experiments import claims, evidence, natural_pairs, token_weight, what_to_train
+from experiments import claims, evidence, natural_pairs, sharing, token_weight, what_to_train
 from experiments.evidence import Correlations, Scores, compare, holm, over_seeds, power
 from mtl_helpers import TASKS
 from mtl_helpers.evaluation import macro_f1, main_score
@@ -57,6 +57,16 @@ def test_differences_over_seeds_paired_and_not():
 def test_an_effect_called_visible_is_seen_in_four_of_five_repetitions(seeds: int):
     draws = np.random.default_rng(0).normal(power(seeds - 1) / seeds**0.5, 1, (5000, seeds))
     assert (ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.02)
+
+
+def test_one_model_against_four_is_the_difference_of_their_rows():
+    rows = what_to_train.chosen()
+    one, four = (100 * t.groupby("task")["test"].mean() for t in (rows[rows["way"] == sharing.ONE], sharing.chosen()))
+    differences = sharing.against_four()
+    for task in TASKS:
+        assert differences[task.name].interval.value == pytest.approx(one[task.name] - four[task.name], abs=1e-3)
+    mean = np.mean([differences[task.name].interval.value for task in TASKS])
+    assert differences["mean"].interval.value == pytest.approx(mean)
 
 
 @pytest.mark.skipif("MTL_PUBLIC" not in os.environ, reason="no public data in the folder that MTL_PUBLIC names")

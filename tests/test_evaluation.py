@@ -14,11 +14,9 @@ from seqeval.metrics import f1_score as seqeval_f1
 from seqeval.metrics import precision_score as seqeval_precision
 from seqeval.metrics import recall_score as seqeval_recall
 from seqeval.metrics.sequence_labeling import get_entities
-from seqeval.metrics.sequence_labeling import precision_recall_fscore_support as seqeval_scores
-from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, f1_score
 from torch.nn import functional as F
 
-from experiments.measures import class_report, confusion
 from mtl_helpers import TASKS, CorpusError, MultiTaskModel, SentenceEncoder, Task, evaluate
 from mtl_helpers.evaluation import (
     labelled,
@@ -250,38 +248,6 @@ def test_validation_weighs_each_label_the_same_however_batches_fall(model, short
     assert sorted(asked) == list(range(50))
     empty = validate(model, model.examples(rows[["text", "topic"]][30:]))
     assert all(math.isnan(value) for scores in empty.values() for value in scores.values())
-
-
-# ------------------------------------------------------------------------------------------------------- per class
-
-
-@pytest.mark.parametrize("task", TASKS[:3], ids=lambda task: task.name)
-def test_class_report_and_confusion_are_those_of_scikit_learn(task, sides):
-    truth, predicted = both(task, sides)
-    report = class_report(task, truth, predicted)
-    assert list(report) == ["precision", "recall", "f1", "n"]
-    assert (report.index.name, *report.index) == ("label", *task.labels)
-    expected = precision_recall_fscore_support(truth, predicted, labels=task.labels, zero_division=0)
-    np.testing.assert_allclose(report.to_numpy().T, expected)
-    table = confusion(task, truth, predicted)
-    assert (table.index.name, *table.index) == ("true", *task.labels) == ("true", *table.columns)
-    pairs = list(zip(truth, predicted, strict=True))
-    assert all(table.at[a, b] == pairs.count((a, b)) for a in task.labels for b in task.labels)
-
-
-def test_the_class_report_of_spans_is_that_of_seqeval(bio):
-    report = class_report(ENTITIES, *[[decode(sequence) for sequence in side] for side in bio])
-    assert report.index.tolist() == ["PER", "ORG", "LOC"]
-    expected = seqeval_scores(*bio, average=None, zero_division=0)  # labels in alphabetical order
-    np.testing.assert_allclose(report.sort_index().to_numpy().T, expected)
-
-
-def test_the_class_report_has_zeros_for_a_label_that_nobody_uses():
-    report = class_report(TASKS[2], ["positive", "negative"], ["positive", "positive"])
-    assert report.loc["neutral"].tolist() == [0, 0, 0, 0]
-    assert report.loc["positive"].tolist() == pytest.approx([0.5, 1, 2 / 3, 1])
-    assert report.loc["negative"].tolist() == [0, 0, 0, 1]
-    assert not any(class_report(task, [], []).to_numpy().any() for task in TASKS)
 
 
 # ---------------------------------------------------------------------------------------------------------- intervals

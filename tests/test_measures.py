@@ -1,16 +1,13 @@
 """Behaviour, calibration, paired tests and probes: against theory, by hand, and never with a look at the test set."""
 
-import itertools
-
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from sklearn.metrics import accuracy_score
 
-from experiments.measures import calibration, evaluate_challenge, expected_calibration_error, linear_probe, paired_test
+from experiments.measures import calibration, evaluate_challenge, expected_calibration_error, linear_probe
 from mtl_helpers import TASKS, load_challenge
-from mtl_helpers.evaluation import macro_f1, span_counts, span_f1
+from mtl_helpers.evaluation import macro_f1
 
 # --------------------------------------------------------------------------------------------------------- behaviour
 
@@ -92,45 +89,6 @@ def test_the_calibration_error_is_how_far_the_confidence_is_off(too_sure: float)
     assert expected_calibration_error(confidence, right) == pytest.approx(abs(too_sure), abs=0.012)
     table = calibration(confidence, right)
     np.testing.assert_allclose(table["confidence"] - table["accuracy"], too_sure, atol=0.03)
-
-
-# --------------------------------------------------------------------------------------------------------- two models
-
-
-def guesses(rows: int, *rates: float) -> list[np.ndarray]:
-    """Labels, and predictions that are right at the given rates."""
-    random = np.random.default_rng(8)
-    truth = random.choice(TASKS[0].labels, rows)
-    wrong = np.roll(TASKS[0].labels, 1)[[TASKS[0].index(label) for label in truth]]
-    return [truth, *(np.where(random.random(rows) < rate, truth, wrong) for rate in rates)]
-
-
-def test_a_difference_has_a_sign_and_a_p():
-    truth, good, bad = guesses(150, 0.9, 0.4)
-    assert paired_test(accuracy_score, truth, good, good, draws=100) == (0.0, 1.0)  # from itself
-    difference, p = paired_test(macro_f1, truth, good, bad, draws=300)
-    assert difference == pytest.approx(macro_f1(truth, good) - macro_f1(truth, bad)) and difference > 0.3
-    assert p == 1 / 301  # never 0
-    assert paired_test(macro_f1, list(truth), list(bad), list(good), draws=300) == (-difference, p)
-    truth, first, second = guesses(60, 0.5, 0.6)
-    chances = [paired_test(macro_f1, truth, first, second, draws=100, seed=seed)[1] for seed in (0, 0, 1, 2, 3)]
-    assert chances[0] == chances[1] == paired_test(macro_f1, truth, second, first, draws=100)[1] > 0.005
-    assert len(set(chances)) > 1 and max(chances) - min(chances) < 0.2
-    spans = [[(0, 3, "PER")], [], [(1, 2, "ORG")]] * 20, [[(0, 3, "PER")], [(4, 5, "LOC")], []] * 20
-    difference, p = paired_test(lambda a, b: span_f1(span_counts(a, b)), spans[0], *spans, draws=100)
-    assert (difference, p) == (pytest.approx(0.5), 1 / 101)
-
-
-def test_p_is_that_of_all_swaps():
-    """Six of the seven texts on which they differ speak for the first: as unlikely as six or more heads, or tails."""
-    truth, first, second = np.array(["a"] * 12), np.array(list("aaaaaaabaaab")), np.array(list("bbbbbbaaaaab"))
-    swaps = itertools.product([False, True], repeat=12)
-    pairs = [(np.where(swap, second, first), np.where(swap, first, second)) for swap in swaps]
-    exact = np.mean([abs((a == "a").mean() - (b == "a").mean()) > 5 / 12 - 1e-9 for a, b in pairs])
-    difference, p = paired_test(lambda a, b: float((a == b).mean()), truth, first, second, draws=4000)
-    assert difference == pytest.approx(5 / 12)
-    assert p == pytest.approx(exact, abs=0.02)
-    assert exact == pytest.approx(stats.binomtest(6, 7).pvalue)
 
 
 # -------------------------------------------------------------------------------------------------------------- probe
