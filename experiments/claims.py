@@ -71,7 +71,7 @@ CLAIMS = (
     Claim(
         "a related second task",
         "Beside 1,000 sentences that only mark where entities are, 50 labelled with their types gain {value} points "
-        "over the 50 alone, repeated until as many sentences are read.",
+        "over the 50 alone, trained as long.",
         1,
         partial(pictures_05.against_longer, "together"),
         FEW,
@@ -82,7 +82,7 @@ CLAIMS = (
     Claim(
         "related tasks of natural requests",
         "Where intents or slots are scarce, 1,000 requests labelled for the other bring {value} points over the scarce "
-        "ones alone, repeated until as many requests are read (mean of three pairings).",
+        "ones alone, trained as long (mean of three pairings).",
         1,
         natural,
         "SNIPS, 50 and 200 labels",
@@ -92,8 +92,8 @@ CLAIMS = (
     ),
     Claim(
         "an unrelated second task",
-        "Beside 1,000 sentences with topics, 50 labelled for sentiment lose {value} points to the 50 alone, repeated "
-        "until as many sentences are read.",
+        "Beside 1,000 sentences with topics, 50 labelled for sentiment lose {value} points to the 50 alone, trained as "
+        "long.",
         -1,
         partial(samplers.against, "uniform", samplers.ALONE),
         FEW,
