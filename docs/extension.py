@@ -22,7 +22,7 @@ WORDS, LINES, FIGURES = 120, 20, 2  # that a reader takes in within a minute
 
 def reading_minutes(notebook: NotebookNode) -> int:
     """Minutes, in steps of five, for the prose (that which code prints, too), the open code and the figures."""
-    code = [c for c in notebook.cells if c.cell_type == "code" and "hide-cell" not in c.metadata.get("tags", [])]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     prose += [output.get("data", {}).get("text/markdown", "") for cell in code for output in cell.outputs]
     lines = sum(cell.source.count("\n") + 1 for cell in code if "hide-input" not in cell.metadata.get("tags", []))

@@ -1,4 +1,4 @@
-"""Behaviour, calibration, paired tests and probes: against theory, by hand, and never with a look at the test set."""
+"""Behaviour, calibration and probes: against theory, by hand, and never with a look at the test set."""
 
 import numpy as np
 import pandas as pd

@@ -72,15 +72,14 @@ def describe(notebook: NotebookNode) -> NotebookNode:
 def tidy(notebook: NotebookNode) -> NotebookNode:
     """Drops what differs from run to run (times, versions) or is empty, joins the pieces of a stream; in place.
 
-    Cells tagged ``hide-input`` or, with their outputs, ``hide-cell`` are folded in JupyterLab, too.
+    Cells tagged ``hide-input`` are folded in JupyterLab, too.
     """
     kept = {name: value for name, value in notebook.metadata.items() if name == "course"}
     notebook.metadata = NotebookNode(kept, kernelspec=NotebookNode(KERNEL), language_info=NotebookNode(name="python"))
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
         cell.metadata.pop("execution", None)
-        hidden = {"hide-input": ["source_hidden"], "hide-cell": ["source_hidden", "outputs_hidden"]}
-        if parts := [part for tag in cell.metadata.get("tags", []) for part in hidden.get(tag, [])]:
-            cell.metadata["jupyter"] = NotebookNode(dict.fromkeys(parts, True))
+        if "hide-input" in cell.metadata.get("tags", []):
+            cell.metadata["jupyter"] = NotebookNode(source_hidden=True)
         outputs: list[NotebookNode] = []
         for output in cell.outputs:
             if output.output_type == "stream" and outputs and outputs[-1].get("name") == output.name:
