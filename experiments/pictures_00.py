@@ -75,7 +75,7 @@ ADVICE = (  # the same; {} stands for the verdict of the claim behind it
     (8.1, 3.8, 38, "Yes: one model; entities lose some points, the mean little [{}]; weigh token tasks up [{}]",
      ("one model against four", "a weight for the token task")),
     (4.15, 0.5, 26, "Yes: uniform shares [{}]", ("uniform against proportional shares",)),
-    (8.4, 0.5, 32, "Yes: heads first [{} at 3e-4], at the lowest rate that will do", ("heads first: similarity kept",)),
+    (8.4, 0.5, 32, "Yes: heads first, at a low rate [{} at 3e-4]", ("heads first: similarity kept",)),
 )  # fmt: skip
 ARROWS = (
     ((5, 8.55), (5, 7.68)), ((4, 6.93), (3.2, 6.22)), ((6, 6.93), (7.3, 6.22)), ((2.1, 4.98), (1.6, 4.55)),
