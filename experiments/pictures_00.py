@@ -36,18 +36,29 @@ def front() -> Figure:
 
 
 def claims(table: pd.DataFrame) -> Figure:
-    """Differences and intervals of all claims, coloured by verdict; `table` is that of experiments.claims."""
-    figure, ax = plt.subplots(figsize=(9.5, 0.42 * len(table) + 1))
-    for place, row in enumerate(table.itertuples()):
-        colour = VERDICTS[row.verdict.split()[0]]
-        ax.errorbar(
-            row.value, place, xerr=[[row.value - row.low], [row.high - row.value]], fmt="o", color=colour, capsize=3
-        )
-        ax.text(36, place, f"{row.value:+.1f}  {row.verdict}", color=colour, va="center", fontsize=10)
+    """Differences and intervals of all claims, coloured by verdict, each with its numbers in a row.
+
+    Args:
+        table: that of experiments.claims.
+    """
+    figure, (ax, right) = plt.subplots(
+        1, 2, figsize=(10.4, 0.34 * len(table) + 1.1), width_ratios=(1, 2.4), sharey=True
+    )
+    columns = {0.0: "points (95 % interval)", 0.34: "verdict", 0.53: "visible from", 0.71: "where"}
+    for x, title in columns.items():
+        right.text(x, -0.8, title, color=GREY, va="center", fontsize=10)
+    for place, row in enumerate(table.to_dict("records")):
+        colour, ends = VERDICTS[row["verdict"].split()[0]], [[row["value"] - row["low"]], [row["high"] - row["value"]]]
+        ax.errorbar(row["value"], place, xerr=ends, fmt="o", color=colour, capsize=3)
+        interval = f"{row['value']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"
+        for x, text in zip(columns, (interval, row["verdict"], f"{row['visible']:.1f}", row["where"]), strict=True):
+            right.text(x, place, text, color=colour, va="center", fontsize=10)
     ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
     ax.set_yticks(range(len(table)), table.index)
-    ax.set(ylim=(len(table) - 0.5, -0.6), xlim=(-30, 35), xlabel="difference in points, with its 95 % interval")
-    ax.set_title("Ten comparisons, each with its verdict")
+    ax.set(ylim=(len(table) - 0.5, -1), xlabel="difference in points")
+    right.set(xlim=(0, 1))
+    right.axis("off")
+    headline(figure, "Ten comparisons: right of zero is a gain for the way that is named")
     plt.close(figure)
     return figure
 

@@ -177,28 +177,9 @@ def picture_poolings(panels: Mapping[str, Mapping[str, Interval]], mine: Mapping
         place, look = (value, len(gains) - 0.25), {"color": PALETTE[1], "va": "center"}
         axes[0].plot(*place, "D", color=PALETTE[1], markersize=9)
         look |= {"ha": "right" if side < 0 else "left", "textcoords": "offset points"}
-        axes[0].annotate(name, place, (10 * side, 0), **look)
+        axes[0].annotate(f"{name}: {value:+.3f}", place, (10 * side, 0), **look)
         axes[0].set_ylim(len(gains) + 0.1, -0.6)
     headline(figure, "No pooling gains on both sets over the mean, with which the model was trained")
-    plt.close(figure)
-    return figure
-
-
-def picture_projection(widths: Sequence[int], correlations: np.ndarray, without: float) -> Figure:
-    """Spearman (widths, draws) of random projections by width, and without a projection."""
-    low, middle, high = np.quantile(correlations, [0.025, 0.5, 0.975], axis=1)
-    figure, ax = plt.subplots(figsize=(7.5, 3.2))
-    ax.errorbar(widths, middle, yerr=[middle - low, high - middle], fmt="o-", color=PALETTE[0], capsize=3)
-    ax.axhline(without, color=GREY, linestyle="--")
-    ax.annotate("no projection", (8, without), (-6, 5), textcoords="offset points", color=GREY)
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(widths, widths)
-    ax.set(
-        title="An untrained projection does little harm if it is wide",
-        xlabel="width of the projection",
-        ylabel="Spearman, 240 pairs",
-        ylim=(0, None),
-    )
     plt.close(figure)
     return figure
 
@@ -210,7 +191,7 @@ def picture_cosines(sentences: Sequence[str], cosines: np.ndarray) -> Figure:
     look = {"annot": True, "fmt": ".2f", "cmap": "Blues", "vmin": 0, "vmax": 1, "cbar": False}
     sns.heatmap(cosines, ax=ax, xticklabels=range(1, len(sentences) + 1), yticklabels=names, **look)
     ax.tick_params(length=0)
-    headline(figure, "The subject decides; agreeing or denying counts for little")
+    headline(figure, "The subject decides; what is said about it counts for little")
     plt.close(figure)
     return figure
 

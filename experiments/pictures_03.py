@@ -138,14 +138,15 @@ def from_full(size: int | None = None, yours: dict[str, float] | None = None) ->
             look = {"ha": "center", "fontsize": 10, "bbox": {"fc": "white", "ec": "none", "pad": 0.5}}
             ax.annotate(f"{value:+.1f}", (max(shown, left + 4), place), (0, 7), textcoords="offset points", **look)
         if yours:
-            ax.plot(np.clip(yours[task], left, 12), len(ways) - 0.1, "*", color="#CC0000", markersize=13)
-            place = (np.clip(yours[task], left + 3, 9), len(ways) - 0.1)
+            place = (np.clip(yours[task], left + 2, 10), len(ways))
+            ax.plot(*place, "*", color="#CC0000", markersize=13)
             ax.annotate(f"{yours[task]:+.0f}", place, (0, 8), textcoords="offset points", **look, color="#CC0000")
         ax.axvline(0, color="black", linewidth=1.2)
         ax.set(title=task.replace("_", " "), xlim=(left, 12), xticks=(-20, -10, 0, 10))
-        ax.set_ylim(len(ways) + (0.2 if yours else -0.5), -0.8)
-    axes[0].set_yticks(range(len(ways)), _two_lines(ways))
-    figure.supxlabel("points of F1 on test from full training (the line)", fontsize=11)
+        ax.set_ylim(len(ways) + (0.4 if yours else -0.5), -0.8)
+    names = [*_two_lines(ways), *["yours"] * bool(yours)]
+    axes[0].set_yticks(range(len(names)), names)
+    figure.supxlabel("points of F1 on test from full training (the line); an arrow lies further out", fontsize=11)
     headline(figure, FROM_FULL[size])
     plt.close(figure)
     return figure
@@ -171,8 +172,10 @@ def kept_and_learnt(at: Mapping[float, pd.DataFrame], untouched: float) -> Figur
             below = way == "LoRA" or (rate == 1e-3 and way in (FULL, "heads first"))  # where no line crosses the text
             place = {"textcoords": "offset points", "fontsize": 9, "color": colour}
             ax.annotate(f"{rate:.0e}".replace("e-0", "e-"), (x.value, y.value), (3, -12) if below else (5, 4), **place)
-        first = (score[0].value, left[0].value)
-        ax.annotate(way, first, (-6, 8), textcoords="offset points", color=colour, ha="right", fontsize=10)
+        best = 1 if way == FULL else 0  # where its name has room
+        shift, side = ((8, -14), "left") if way == FULL else ((-6, 8), "right")
+        place = (score[best].value, left[best].value)
+        ax.annotate(way, place, shift, textcoords="offset points", color=colour, ha=side, fontsize=10)
     ax.axhline(untouched, color=GREY, linestyle="--", linewidth=1)
     across = ax.get_yaxis_transform()
     ax.text(0.98, untouched + 0.01, "before training", color=GREY, fontsize=10, ha="right", transform=across)
@@ -180,7 +183,8 @@ def kept_and_learnt(at: Mapping[float, pd.DataFrame], untouched: float) -> Figur
     look = {"color": WAYS[FROZEN][0], "fontsize": 10, "transform": across}
     ax.text(0.02, untouched + 0.01, f"← heads alone: nothing lost, mean F1 {alone:.0f}", **look)
     ax.set(xlabel="mean F1 of the four tasks on test, points", ylabel="similarity left (STS-B)", ylim=(0.35, 0.87))
-    ax.set_title("Higher rates forget more; at equal scores heads first keeps most")
+    ax.set_xlim(right=88.5)
+    ax.set_title("Higher rates forget more, and heads first less than full training")
     plt.close(figure)
     return figure
 

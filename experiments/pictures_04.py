@@ -50,7 +50,7 @@ def weights(rows: pd.DataFrame) -> Figure:
         if len(gains) < len(CHANGES):
             ax.text(12, len(CHANGES) - 1, "(no other tasks)", color=GREY, ha="center", va="center", fontsize=10)
     axes[0].set_yticks(range(len(CHANGES)), CHANGES.values())
-    headline(figure, "In a plain sum entities lag; a weight, time or a model of their own close the gap")
+    headline(figure, "More weight, more time or a model of their own bring entities about as much")
     plt.close(figure)
     return figure
 
@@ -78,9 +78,9 @@ def factors(gains: pd.DataFrame) -> Figure:
         ax.set(title=DATA[data], xlabel="points from the root")
     axes[0].set_yticks(range(len(FACTORS)), FACTORS.values())
     axes[0].set_ylim(len(FACTORS) - 0.5, -0.6)
-    for (kind, (colour, _)), height in zip(looks.items(), (0.66, 0.56), strict=True):
-        axes[0].text(0.02, height, kind, color=colour, fontsize=10, transform=axes[0].transAxes)
-    headline(figure, "Root and three stay near the best; one, ten and a learnt weight each fail somewhere")
+    for (kind, (colour, _)), height in zip(looks.items(), (0.93, 0.84), strict=True):
+        axes[3].text(0.02, height, kind, color=colour, fontsize=10, transform=axes[3].transAxes)
+    headline(figure, "A factor of three stays near the root; one, ten and a learnt one each fail somewhere")
     plt.close(figure)
     return figure
 

@@ -118,10 +118,10 @@ class Service:
             return Response(status_code=499)
         request.state.texts = texts if self.log_texts else len(texts)
         if self.waiting and self.waiting + len(texts) > MOST_WAITING:
-            raise HTTPException(**BUSY)
+            raise HTTPException(**BUSY)  # 503, try again
         self.waiting += len(texts)
         try:
-            await self.free.acquire()
+            await self.free.acquire()  # a permit for each core
         finally:
             self.waiting -= len(texts)
         try:

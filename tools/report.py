@@ -24,7 +24,7 @@ QUIET = ["--disable-gpu", "--no-first-run", "--disable-extensions", "--disable-q
 QUIET += ["--disable-background-networking", "--disable-component-update"]
 QUIET += ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
 # Links, what is folded, and what only a running notebook can do.
-LEFT_OUT = "a.headerlink, .banner, details.above-input, details.above-cell"
+LEFT_OUT = "a.headerlink, .banner, details.above-input, details.above-cell, details.twice"
 LEFT_OUT += ", section[id='your-turn'], section[id='exercises']"
 
 
