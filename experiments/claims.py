@@ -98,7 +98,7 @@ CLAIMS = (
     ),
     Claim(
         "a weight for the token task",
-        "The default weight of a token task (the square root of tokens per token in a span) brings entities "
+        "The default weight of a token task (the root of one over the share of its tokens in spans) brings entities "
         "{value} points over a plain sum of losses in three epochs.",
         1,
         weight,

@@ -90,7 +90,9 @@ def scatter_by_label(ax: Axes, points: np.ndarray, labels: Sequence[str], order:
     colours = dict(zip(order, PALETTE, strict=False))
     for part in np.array_split(rows, 20):  # layer by layer, so that no label lies on top of all the others
         for label, colour in colours.items():
-            ax.scatter(*points[part[labels[part] == label]].T, color=colour, marker=MARKERS[colour], s=9, linewidths=0)
+            marker = MARKERS[colour]
+            size = {"s": 6, "D": 5}.get(marker, 9)  # of about equal areas
+            ax.scatter(*points[part[labels[part] == label]].T, color=colour, marker=marker, s=size, linewidths=0)
     for label, colour in colours.items():
         ax.scatter([], [], color=colour, marker=MARKERS[colour], s=25, label=label)
     ax.set(xticks=[], yticks=[])

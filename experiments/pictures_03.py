@@ -103,7 +103,7 @@ def frozen_head(rows: pd.DataFrame) -> Figure:
             others_after (F1, 0 to 1).
     """
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.2), sharex=True, sharey=True)
-    panels = {"the task whose head is frozen": "", "the other three": "others_"}
+    panels = {"the task whose head is frozen": "", "the mean of the other three": "others_"}
     for ax, (title, whose) in zip(axes, panels.items(), strict=True):
         change = rows.assign(change=100 * (rows[f"{whose}after"] - rows[f"{whose}before"]))
         wide = change.pivot(index="seed", columns=["backbone", "task"], values="change")

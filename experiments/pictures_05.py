@@ -93,7 +93,7 @@ def dose_response(yours: tuple[float, float] | None = None) -> Figure:
         xlabel="marks of the second task that are right (%)",
         ylabel="F1 of entities on test (points)",
     )
-    ax.set_title("A second task helps as far as it knows what the scarce one needs")
+    ax.set_title("Marks of where an entity is help its type while they are right")
     plt.close(figure)
     return figure
 

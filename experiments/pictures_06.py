@@ -149,7 +149,7 @@ def watched(table: pd.DataFrame) -> Figure:
         right.text(table.index[-1] + 1.5, table[name].iloc[-1], text, color="black", va="center", fontsize=10)
     left.set(title="needs labels: F1 in points", xlabel="words garbled, %", ylim=(0, 100))
     right.set(title="needs no labels: share, %", xlabel="words garbled, %", ylim=(0, None))
-    headline(figure, "Both signals rise as the answers get worse")
+    headline(figure, "Doubt and distance rise as the answers get worse")
     plt.close(figure)
     return figure
 

@@ -42,7 +42,8 @@ def pool(states: Sequence[Tensor], mask: Tensor, how: str = "mean", layers: int 
         raise ValueError(f"the pooling last_layers needs {layers} hidden states, found {len(states)}")
     hidden = torch.stack(tuple(states[-layers:])).mean(0) if how == "last_layers" else states[-1]
     if how == "cls":
-        return hidden[torch.arange(hidden.shape[0], device=hidden.device), mask.argmax(dim=1)]
+        first = mask.argmax(dim=1)  # not 0 where padding stands on the left
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), first]
     if how == "max":
         return hidden.masked_fill(mask[:, :, None] == 0, -torch.inf).amax(dim=1)
     hidden = hidden.float() if hidden.itemsize < 4 else hidden
