@@ -48,15 +48,15 @@ def chosen(rate: float | None = None) -> pd.DataFrame:
 
 
 @cache
-def against_four(way: str = ONE, rate: float | None = None) -> dict[str, Difference]:
-    """One model minus four of their own, in points, task by task and in the mean.
+def against_four(way: str = ONE, epochs: int = EPOCHS, rate: float | None = None) -> dict[str, Difference]:
+    """One model minus four of their own (three epochs each), in points, task by task and in the mean.
 
     Seeds of the two sides have nothing in common.
 
     Args:
-        way: how the one model was trained, of those of `what_to_train`.
+        way, epochs: how the one model was trained, of those of `what_to_train`.
         rate: of all models; default: what each seed of each model chose.
     """
     read = scores_by(chosen(rate), list(STUDY.predictions()), ["way"], corpus_gold)
     four = {name: scores for tasks in read.values() for name, scores in tasks.items()}
-    return compare(what_to_train.measured(None, EPOCHS, rate)[way], four, paired=False)
+    return compare(what_to_train.measured(None, epochs, rate)[way], four, paired=False)
