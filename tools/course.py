@@ -1,4 +1,4 @@
-"""Executes the notebooks, each from a fresh kernel, and builds the site with what they show.
+"""Executes the notebooks, two at a time, each from a fresh kernel, and builds the site with what they show.
 
 python tools/course.py              execute every notebook, then build _site/ (see website.py)
 python tools/course.py 01 02        execute only the notebooks whose file names start so; the others as committed
@@ -14,8 +14,8 @@ import os
 import sys
 import time
 from base64 import b64decode, b64encode
-from collections.abc import Callable
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 
 import nbformat
@@ -101,17 +101,15 @@ def shrink(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
-def execute(path: Path, progress: Callable[[float], object] = lambda share: None) -> NotebookNode:
+def execute(path: Path) -> NotebookNode:
     """Runs a notebook top to bottom in a fresh kernel, in its folder and offline; the file stays as it is.
 
-    Its metadata say how long that took, rounded up to ten seconds: the site shows it.
-    ``progress`` is called before each cell with the share of cells done. Raises NotebookError.
+    Its metadata say how long that took, rounded up to ten seconds: the site shows it. Raises NotebookError.
     """
     notebook, reached, start = nbformat.read(path, as_version=4), [0], time.perf_counter()
 
     def cell_starts(cell: NotebookNode, cell_index: int) -> None:
         reached[0] = cell_index
-        progress(cell_index / len(notebook.cells))
 
     encryption = "auto" if zmq.has("curve") else "disabled"  # without it the kernel prints a warning
     manager = AsyncKernelManager(kernel_spec_manager=RunningPython(), transport_encryption=encryption)
@@ -141,20 +139,23 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     if not paths:
         parser.error(f"no notebook {' '.join(options.names)} in {root / 'notebooks'}")
     executed: dict[Path, NotebookNode] = {}
-    live, show = sys.stdout.isatty(), partial(print, end=" ", flush=True)
-    for number, path in enumerate(paths, start=1):
-        label = f"[{number}/{len(paths)}] {path.relative_to(root)}"
-        show(label)
-        start = time.perf_counter()
+    cores = os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // 2)))  # two at a time do more than one with all cores
+    with ProcessPoolExecutor(min(2, cores, len(paths)), get_context("spawn")) as pool:
+        runs = {pool.submit(execute, path): path for path in paths}
         try:
-            executed[path] = execute(path, lambda share, label=label: live and show(f"\r{label} {share:4.0%}"))
-        except NotebookError as error:
-            print(f"\r{label} failed" if live else "failed", error, sep="\n", flush=True)
-            continue
-        seconds = time.perf_counter() - start
-        if options.save:
-            nbformat.write(shrink(executed[path]), path)
-        print(f"\r{label} {seconds:.0f} s" if live else f"{seconds:.0f} s", flush=True)
+            for number, run in enumerate(as_completed(runs), start=1):
+                path, label = runs[run], f"[{number}/{len(paths)}] {runs[run].relative_to(root)}"
+                if isinstance(error := run.exception(), NotebookError):
+                    print(f"{label} failed", error, sep="\n", flush=True)
+                    continue
+                executed[path] = run.result()
+                if options.save:
+                    nbformat.write(shrink(executed[path]), path)
+                print(f"{label} about {executed[path].metadata['course']['seconds']} s", flush=True)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     if len(executed) < len(paths):
         print(f"{len(paths) - len(executed)} of {len(paths)} notebooks failed; the site is as it was")
         return 1
@@ -164,7 +165,9 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
 
 
 if __name__ == "__main__":
+    import course  # under this name the processes that main starts find it, too
+
     try:
-        sys.exit(main())
+        sys.exit(course.main())
     except KeyboardInterrupt:
         sys.exit("\nstopped")
