@@ -104,7 +104,7 @@ def try_once(way: str, rate: float, seed: int) -> dict[str, float]:
 
 
 def rates(way: str, epochs: int = 3) -> tuple[float, ...]:
-    """Of the encoder at its peak, wide enough that few seeds choose an end; heads alone learn at ten times as much."""
+    """Of the encoder at its peak, wide enough that few seeds choose an end (but layer-wise decay); ten times for heads alone."""
     if epochs == 8:  # as many tries for both, each around what most seeds choose
         return (3e-5, *RATES[:2]) if way == FULL else RATES
     if way.startswith("heads alone"):
