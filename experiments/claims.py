@@ -37,7 +37,6 @@ class Claim:
         sign: the sign that the sentence gives it, +1 or -1.
         measure: gives the Difference, in points of F1 (or of Spearman's correlation times 100).
         where: data and labels.
-        notebook: where the evidence stands.
     """
 
     name: str
@@ -45,7 +44,6 @@ class Claim:
     sign: int
     measure: Callable[[], Difference]
     where: str
-    notebook: str
 
 
 def weight() -> Difference:
@@ -69,7 +67,6 @@ CLAIMS = (
         1,
         partial(pictures_05.against_longer, "together"),
         FEW,
-        "05",
     ),
     Claim(
         "related tasks of natural requests",
@@ -78,7 +75,6 @@ CLAIMS = (
         1,
         natural,
         "SNIPS, 50 and 200 labels",
-        "05",
     ),
     Claim(
         "an unrelated second task",
@@ -86,7 +82,6 @@ CLAIMS = (
         -1,
         partial(samplers.against, "uniform", samplers.ALONE),
         FEW,
-        "05",
     ),
     Claim(
         "one model against four",
@@ -94,7 +89,6 @@ CLAIMS = (
         -1,
         lambda: sharing.against_four()["mean"],
         CORPUS,
-        "04",
     ),
     Claim(
         "a weight for the token task",
@@ -103,7 +97,6 @@ CLAIMS = (
         1,
         weight,
         CORPUS,
-        "04",
     ),
     Claim(
         "heads first: similarity kept",
@@ -112,7 +105,6 @@ CLAIMS = (
         1,
         partial(what_to_train.public, "heads first", "stsb", None, 3, 3e-4),
         CORPUS,
-        "03",
     ),
     Claim(
         "heads first: mean score",
@@ -121,7 +113,6 @@ CLAIMS = (
         -1,
         partial(what_to_train.against, "heads first"),
         CORPUS,
-        "03",
     ),
     Claim(
         "frozen encoder, few labels",
@@ -130,7 +121,6 @@ CLAIMS = (
         -1,
         partial(what_to_train.against, what_to_train.HEADS, what_to_train.FULL, NAMES[:3], 50, 3),
         "corpus, 50 sentences",
-        "03",
     ),
     Claim(
         "pooling on a frozen encoder",
@@ -139,7 +129,6 @@ CLAIMS = (
         1,
         lambda: around_the_backbone.pooling_gains()["mean"],
         CORPUS,
-        "02",
     ),
     Claim(
         "uniform against proportional shares",
@@ -148,7 +137,6 @@ CLAIMS = (
         1,
         partial(samplers.against, "uniform", "proportional"),
         FEW,
-        "05",
     ),
 )
 
@@ -179,6 +167,5 @@ def table() -> pd.DataFrame:
             "p": adjusted,
             "visible": [difference.visible for difference in differences],
             "where": [claim.where for claim in CLAIMS],
-            "notebook": [claim.notebook for claim in CLAIMS],
         }
     ).set_index("claim")

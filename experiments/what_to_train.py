@@ -104,7 +104,10 @@ def try_once(way: str, rate: float, seed: int) -> dict[str, float]:
 
 
 def rates(way: str, epochs: int = 3) -> tuple[float, ...]:
-    """Of the encoder at its peak, wide enough that few seeds choose an end (but layer-wise decay); ten times for heads alone."""
+    """Of the encoder at its peak; heads alone learn at ten times as much.
+
+    Wide enough that few seeds choose an end, but for layer-wise decay, half of whose seeds choose the highest.
+    """
     if epochs == 8:  # as many tries for both, each around what most seeds choose
         return (3e-5, *RATES[:2]) if way == FULL else RATES
     if way.startswith("heads alone"):
