@@ -104,15 +104,14 @@ def try_once(way: str, rate: float, seed: int) -> dict[str, float]:
 
 
 def rates(way: str, epochs: int = 3) -> tuple[float, ...]:
-    """Of the encoder at its peak; heads alone learn at ten times as much.
-
-    Wide enough that few seeds choose an end, but for layer-wise decay, half of whose seeds choose the highest.
-    """
+    """Of the encoder at its peak; heads alone learn at ten times as much. Wide enough that few seeds choose an end."""
     if epochs == 8:  # as many tries for both, each around what most seeds choose
         return (3e-5, *RATES[:2]) if way == FULL else RATES
     if way.startswith("heads alone"):
         return (*RATES, 3e-3, 1e-2)
-    return {"LoRA": (3e-4, 1e-3, 3e-3, 1e-2), "lower half frozen": (*RATES, 3e-3)}.get(way, RATES)
+    if way in ("layer-wise decay", "lower half frozen"):  # their lower layers learn less than the rate, or nothing
+        return (*RATES, 3e-3)
+    return (3e-4, 1e-3, 3e-3, 1e-2) if way == "LoRA" else RATES
 
 
 STUDY = Study(
