@@ -138,8 +138,9 @@ def from_full(size: int | None = None, yours: dict[str, float] | None = None) ->
             look = {"ha": "center", "fontsize": 10, "bbox": {"fc": "white", "ec": "none", "pad": 0.5}}
             ax.annotate(f"{value:+.1f}", (max(shown, left + 4), place), (0, 7), textcoords="offset points", **look)
         if yours:
-            place = (np.clip(yours[task], left + 2, 10), len(ways))
-            ax.plot(*place, "*", color="#CC0000", markersize=13)
+            place, inside = (np.clip(yours[task], left + 2, 11), len(ways)), left < yours[task] <= 11
+            marker = "*" if inside else "<" if yours[task] < 0 else ">"
+            ax.plot(*place, marker, color="#CC0000", markersize=13 if inside else 7)
             ax.annotate(f"{yours[task]:+.0f}", place, (0, 8), textcoords="offset points", **look, color="#CC0000")
         ax.axvline(0, color="black", linewidth=1.2)
         ax.set(title=task.replace("_", " "), xlim=(left, 12), xticks=(-20, -10, 0, 10))
