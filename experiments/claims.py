@@ -78,7 +78,8 @@ CLAIMS = (
     ),
     Claim(
         "an unrelated second task",
-        "Beside 1,000 sentences with topics, 50 with sentiment lose {value} points to the 50 alone, trained as long.",
+        "Beside 1,000 sentences with topics, 50 with sentiment score {value} points lower than the 50 alone, "
+        "trained as long.",
         -1,
         partial(samplers.against, "uniform", samplers.ALONE),
         FEW,

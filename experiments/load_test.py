@@ -1,10 +1,11 @@
 """How much a server answers: requests a second, latency and memory, with fp32, int8 and torch behind it.
 
     python -m experiments.load_test out/model
+    python -m experiments.load_test out/model --texts mine.txt --output measured
 
 Everything stays on this machine (127.0.0.1) and is bounded. Each server has one core of its own, the clients share the
 others. Rounds go through the back ends in turn, so that what else the machine does hits all of them. Writes
-data/results/serving_load.csv, serving_speed.csv and serving_memory.csv.
+serving_load.csv, serving_speed.csv and serving_memory.csv, by default into data/results, where notebook 06 reads them.
 """
 
 import argparse
@@ -33,9 +34,13 @@ ROUNDS, SECONDS = 4, 4.0
 BATCHES = (1, 8, 32)
 
 
-def texts() -> list[str]:
-    """The sentences of the split test: what is sent, one a request."""
-    return load_corpus(split="test")["text"].tolist()
+def texts(file: Path | None = None) -> list[str]:
+    """What is sent, one a request: the lines of a file, or the sentences of the split test."""
+    if file is None:
+        return load_corpus(split="test")["text"].tolist()
+    if not (lines := [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]):
+        raise ValueError(f"{file}: no text, expected one a line")
+    return lines
 
 
 # --------------------------------------------------------------------------------------------- the back ends
@@ -123,9 +128,9 @@ def server(folder: Path, backend: str) -> Iterator[tuple[int, psutil.Process]]:
 # ------------------------------------------------------------------------------------------------- the load
 
 
-async def ask(port: int, clients: int, seconds: float, most: int = 10**9) -> list[float]:
+async def ask(port: int, sample: list[str], clients: int, seconds: float, most: int = 10**9) -> list[float]:
     """Seconds of each request of so many clients, each of which sends the next when it has its answer."""
-    bodies = [json.dumps({"texts": [text]}).encode() for text in texts()]
+    bodies = [json.dumps({"texts": [text]}).encode() for text in sample]
     head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
     end, took = time.perf_counter() + seconds, []
 
@@ -147,17 +152,17 @@ async def ask(port: int, clients: int, seconds: float, most: int = 10**9) -> lis
     return took
 
 
-def load(folders: dict[str, Path]) -> pd.DataFrame:
+def load(folders: dict[str, Path], sample: list[str]) -> pd.DataFrame:
     """A row per back end, number of clients and round: requests a second, percentiles in milliseconds, memory."""
     rows = []
     with ExitStack() as stack:
         running = {name: stack.enter_context(server(folder, name)) for name, folder in folders.items()}
         for port, _ in running.values():
-            asyncio.run(ask(port, 1, 2.0))  # warm
+            asyncio.run(ask(port, sample, 1, 2.0))  # warm
         for round_, clients in [(r, c) for r in range(ROUNDS) for c in CLIENTS]:
             for name, (port, process) in running.items():
                 before, start = sum(process.cpu_times()[:2]), time.perf_counter()
-                took = asyncio.run(ask(port, clients, SECONDS))
+                took = asyncio.run(ask(port, sample, clients, SECONDS))
                 seconds = time.perf_counter() - start
                 core = (sum(process.cpu_times()[:2]) - before) / seconds
                 p50, p95, p99 = np.percentile(np.array(took) * 1000, [50, 95, 99])
@@ -169,35 +174,39 @@ def load(folders: dict[str, Path]) -> pd.DataFrame:
     return pd.DataFrame(rows).round(3)
 
 
-def memory(folders: dict[str, Path]) -> pd.DataFrame:
+def memory(folders: dict[str, Path], sample: list[str]) -> pd.DataFrame:
     """Memory of a server after 0, 1,000, … 10,000 requests of 8 clients."""
     rows = []
     for name in ("fp32", "int8 in blocks"):
         with server(folders[name], name) as (port, process):
             for requests in (0, 1000, 2000, 4000, 6000, 8000, 10_000):
-                asyncio.run(ask(port, 8, 600, requests - (rows[-1]["requests"] if requests else 0)))
+                asyncio.run(ask(port, sample, 8, 600, requests - (rows[-1]["requests"] if requests else 0)))
                 rows.append({"backend": name, "requests": requests, "memory_mb": process.memory_info().rss / 1e6})
                 print(rows[-1], flush=True)
     return pd.DataFrame(rows).round(1)
 
 
-def speed(folders: dict[str, Path], source: Path) -> pd.DataFrame:
-    """Milliseconds of processor time a text, on one thread, in batches of several sizes, and agreement with fp32."""
+def speed(folders: dict[str, Path], source: Path, sample: list[str]) -> pd.DataFrame:
+    """Milliseconds of processor time a text, on one thread, in batches of several sizes, and agreement with fp32.
+
+    int8 answers the texts of a batch one by one, as when it is served.
+    """
     from mtl_helpers.serving import ServedModel
 
     models: dict[str, Callable] = {}
     for name, folder in folders.items():
         models[name] = Torch(source) if name == "torch" else ServedModel(folder, "fp32" if name == "fp32" else "int8")
-    sample, rows = texts(), []
+    rows = []
     plain = {name: [plain_answer(answer) for answer in model.predict(sample)[0]] for name, model in models.items()}
     spent: dict[tuple, list[float]] = {}
-    for start in range(0, 192, max(BATCHES)):
+    for start in range(0, min(192, len(sample)), max(BATCHES)):
         for size in BATCHES:
             for name, model in models.items():
                 before = time.process_time()
                 for first in range(start, start + max(BATCHES), size):
                     model.predict(sample[first : first + size])
-                spent.setdefault((name, size), []).append((time.process_time() - before) * 1000 / max(BATCHES))
+                took = (time.process_time() - before) * 1000 / len(sample[start : start + max(BATCHES)])
+                spent.setdefault((name, size), []).append(took)
     for (name, size), times in spent.items():
         agreement = {
             task: np.mean([a[task] == b[task] for a, b in zip(plain[name], plain["fp32"], strict=True)])
@@ -221,14 +230,18 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m experiments.load_test", description=__doc__.partition("\n")[0])
     parser.add_argument("model", type=Path, help="an exported model that has its model.safetensors too")
     parser.add_argument("--only", choices=["load", "speed", "memory"], help="default: all three")
+    parser.add_argument("--texts", type=Path, help="a text file of your own, one text a line (default: the corpus)")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the tables (default: %(default)s)")
     options = parser.parse_args()
+    sample = texts(options.texts)
+    options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         folders = {"torch": options.model, "fp32": options.model, **int8_forms(options.model, Path(work))}
-        studies = {"speed": lambda: speed(folders, options.model), "load": lambda: load(folders)}
-        studies["memory"] = lambda: memory(folders)
+        studies = {"speed": lambda: speed(folders, options.model, sample), "load": lambda: load(folders, sample)}
+        studies["memory"] = lambda: memory(folders, sample)
         for name, study in studies.items():
             if options.only in (None, name):
-                study().to_csv(RESULTS / f"serving_{name}.csv", index=False)
+                study().to_csv(options.output / f"serving_{name}.csv", index=False)
 
 
 if __name__ == "__main__":

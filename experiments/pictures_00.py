@@ -78,17 +78,17 @@ QUESTIONS = (  # x, y, width in characters, text
 )
 ADVICE = (  # the same; {} stands for the verdict of the claim behind it
     (5, 9.1, 62, "Begin with heads alone on the frozen encoder, for sentences on the mean of its last four "
-     "layers [{}]; even with 50 sentences training beats them [{}]",
+     "layers [{}]; even with 50 sentences training beats them in the mean [{}]",
      ("pooling on a frozen encoder", "frozen encoder, few labels")),
     (1.3, 3.7, 23, "Yes, if they are right: both together [{}; in natural requests {}], or one after the other",
      ("a related second task", "related tasks of natural requests")),
     (4.15, 3.8, 26, "No: alone; topic cost sentiment points [{}]", ("an unrelated second task",)),
-    (8.1, 3.8, 38, "Yes: one model; in three epochs entities lose some points [{}], the mean little [{}]; "
-     "weigh token tasks up [{}]",
+    (8.1, 3.8, 38, "Yes: one model (no: one each); in three epochs entities lose some points [{}], the mean little "
+     "[{}]; weigh token tasks up [{}]",
      ("entities shared", "one model against four", "a weight for the token task")),
     (4.15, 0.5, 30, "Yes: uniform shares [{}], or a frozen encoder: no task can hurt another",
      ("uniform against proportional shares",)),
-    (8.3, 0.5, 38, "Yes: heads first at a low rate [{} at 3e-4]; in three epochs it costs a point or two of F1 [{}]",
+    (8.3, 0.5, 38, "Yes: heads first [{} at 3e-4], at a low rate; in three epochs it costs a point or two of F1 [{}]",
      ("heads first: similarity kept", "heads first: mean score")),
 )  # fmt: skip
 ARROWS = (

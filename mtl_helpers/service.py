@@ -28,7 +28,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from .serving import ServedModel, cores
 
 MOST_TEXTS, MOST_CHARACTERS, MOST_BYTES = 256, 10_000, 2_621_440  # of a request, of a text, of a body
-MOST_WAITING = 512  # texts in the queue; a request that finds more is sent away
+MOST_WAITING, MOST_CONNECTIONS = 200, 256  # texts in the queue: a request that finds more is sent away
 HEAD_SECONDS, BODY_SECONDS = 10, 10  # for the head and for the body of a request to arrive
 UNSURE = 0.6  # answers of a lower probability are counted
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)  # of the latency histogram
@@ -282,7 +282,8 @@ def run(options: argparse.Namespace) -> None:
     host = "localhost" if options.host in ("127.0.0.1", "0.0.0.0") else options.host
     where = f"http://{host}:{listener.getsockname()[1]}"
     print(f"serving {options.model} ({model.precision}) at {where} (Ctrl-C stops)", file=sys.stderr, flush=True)
-    more = {"access_log": False, "server_header": False, "limit_concurrency": 256, "timeout_graceful_shutdown": 25}
+    more = {"access_log": False, "server_header": False, "timeout_graceful_shutdown": 25}
+    more["limit_concurrency"] = MOST_CONNECTIONS  # beyond it uvicorn refuses, without Retry-After
     uvicorn.Server(uvicorn.Config(app, http=Impatient, log_config=None, **more)).run(sockets=[listener])
 
 
