@@ -10,14 +10,17 @@ from matplotlib.figure import Figure
 
 from mtl_helpers.intervals import Interval, seed_interval
 
-from . import natural_pairs, scarce_task, second_task
+from . import natural_pairs, samplers, scarce_task, second_task
 from .evidence import Difference, Scores, compare, corpus_gold, read_differences, scores_by
 from .figures import GREY, PALETTE, TASK_COLOURS, curve_with_intervals, dots_with_intervals, headline
 from .pictures_02 import OUTSIDE
 
 PANELS = [(pair, size) for pair in scarce_task.PAIRS for size in (50, 200)]
 LONGER = "alone, as many rows in all"
-SHARES = {"proportional": "proportional", "square root": "square root", "together": "uniform, mixed batches"}
+SHARES = {  # scarce task, number of labels: title, ways beside uniform shares
+    ("sentiment", 50): ("sentiment, 50 labels beside 1,000", samplers.WAYS[:5]),
+    ("question_type", 120): ("question types, 120 labels beside 12,000", tuple(samplers.SAMPLERS)),
+}
 
 
 def main_runs() -> list[dict]:
@@ -149,6 +152,23 @@ def unrelated() -> Figure:
         ax.minorticks_off()
     axes[0].set_ylabel("F1 on test (points)")
     headline(figure, "Beside an unrelated task sentiment pays while labels are few; entities are undecided")
+    plt.close(figure)
+    return figure
+
+
+def shares() -> Figure:
+    """What other shares, and weights, change against uniform shares and equal weights, a panel a scarce task."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.2), sharex=True)
+    for ax, ((scarce, size), (title, ways)) in zip(axes, SHARES.items(), strict=True):
+        others = [way for way in ways if way != "uniform"]
+        rows = [samplers.against(way, "uniform", scarce, size).interval for way in others]
+        dots_with_intervals(ax, others, rows, PALETTE[0], "+.1f")
+        ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
+        ax.set_ylim(3.5, -0.6)
+        ax.set_xlabel("points of F1 from uniform shares")
+        ax.set_title(title, fontsize=11)
+    axes[1].set_yticklabels([])  # the same ways, the last two were not run
+    headline(figure, "Proportional shares leave the scarce task behind")
     plt.close(figure)
     return figure
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr, ttest_1samp
 
-from experiments import claims, evidence, natural_pairs, sharing, token_weight, what_to_train
+from experiments import claims, evidence, natural_pairs, samplers, sharing, token_weight, what_to_train
 from experiments.evidence import Correlations, Scores, compare, holm, over_seeds, power
 from mtl_helpers import TASKS
 from mtl_helpers.evaluation import macro_f1, main_score
@@ -85,7 +85,11 @@ def test_the_tables_of_the_token_weight_are_those_of_its_rows():
         pd.testing.assert_frame_equal(table().round(4), token_weight.read(table.__name__), atol=2e-4)
 
 
-COMPARISONS = {natural_pairs.GAINS: natural_pairs.gains, what_to_train.WRITTEN: what_to_train.public_differences}
+COMPARISONS = {
+    natural_pairs.GAINS: natural_pairs.gains,
+    samplers.WRITTEN: samplers.many,
+    what_to_train.WRITTEN: what_to_train.public_differences,
+}
 
 
 @pytest.mark.skipif("MTL_PUBLIC" not in os.environ, reason="no public data in the folder that MTL_PUBLIC names")
