@@ -151,7 +151,7 @@ def unrelated() -> Figure:
         ax.set_xticks(scarce_task.SIZES, scarce_task.SIZES)
         ax.minorticks_off()
     axes[0].set_ylabel("F1 on test (points)")
-    headline(figure, "Beside an unrelated task sentiment pays while labels are few; entities are mostly undecided")
+    headline(figure, "An unrelated task costs sentiment points; for entities most is undecided")
     plt.close(figure)
     return figure
 
