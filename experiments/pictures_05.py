@@ -132,7 +132,33 @@ def against(pair: str, size: int, way: str, other: str, column: str = "scarce") 
     return seed_interval(scores(pair, size, way, column) - scores(pair, size, other, column))
 
 
-def unrelated() -> Figure:
+BY_RATE = {  # way: how it is called, colour
+    LONGER: ("alone for as many rows in all", GREY),
+    "uniform, weights 1 : 10": ("beside topic, weights 1 : 10", PALETTE[0]),
+    "uniform": ("beside topic, uniform shares", TASK_COLOURS["sentiment"]),
+    "proportional": ("beside topic, proportional shares", PALETTE[1]),
+}
+
+
+def by_rate() -> Figure:
+    """F1 of sentiment with 50 labels by learning rate, alone and beside topic; intervals over users."""
+    figure, ax = plt.subplots(figsize=(8.2, 3.9))
+    rates = samplers.FOUR_RATES
+    for shift, (way, (name, colour)) in zip((0.97, 0.99, 1.01, 1.03), BY_RATE.items(), strict=True):
+        intervals = [seed_interval(points(samplers.measured("sentiment", 50, way, rate))) for rate in rates]
+        curve_with_intervals(ax, [shift * rate for rate in rates], intervals, color=colour)
+        peak = way == "uniform, weights 1 : 10"  # where its name has room
+        place = (1.05 * rates[1], intervals[1].value + 2) if peak else (1.12 * rates[-1], intervals[-1].value)
+        ax.text(*place, name, color=colour, va="center", fontsize=10)
+    ax.set(xscale="log", xlabel="learning rate of the encoder", ylabel="F1 of sentiment on test (points)")
+    ax.set_xticks(rates, [f"{rate:.0e}".replace("e-0", "e-") for rate in rates])
+    ax.minorticks_off()
+    ax.set_title("Beside topic sentiment loses at every rate, least at a low one with a weight")
+    plt.close(figure)
+    return figure
+
+
+def by_size() -> Figure:
     """What an unrelated second task does to a scarce one, by number of labels, beside both ways alone."""
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), sharey=True)
     ways = (("alone", ":", 0.95), ("alone, twice as long", "-", 1.0), ("together", "-", 1.05))
