@@ -112,8 +112,8 @@ CLAIMS: dict[str, Callable[[], Difference]] = {  # claim of experiments.claims: 
     "an unrelated second task": lambda: pair(*(f"unrelated: {way}" for way in FEW), "sentiment"),
     "one model against four": lambda: mean("one model", "alone"),
     "a weight for the token task": lambda: pair("one model", "one model, plain mean", "entities"),
-    "heads first: forgetting": forgotten,
-    "heads first: quality": lambda: mean("one model, heads first", "one model"),
+    "heads first: similarity kept": forgotten,
+    "heads first: mean score": lambda: mean("one model, heads first", "one model"),
 }
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr, ttest_1samp
 
-from experiments import claims, evidence, natural_pairs, samplers, sharing, token_weight, what_to_train
+from experiments import another_encoder, claims, evidence, natural_pairs, samplers, sharing, token_weight, what_to_train
 from experiments.evidence import Correlations, Scores, compare, holm, over_seeds, power
 from mtl_helpers import TASKS
 from mtl_helpers.evaluation import macro_f1, main_score
@@ -40,6 +40,10 @@ def test_every_claim_rests_on_eight_seeds(monkeypatch):
     on_file = natural_pairs.STUDY, what_to_train.STUDY  # what takes public data is read as it was written
     assert set(measured) == {8} and len(measured) >= len(claims.CLAIMS) - len(on_file)
     assert all({run["seed"] for run in study.runs} == set(range(8)) for study in on_file)
+
+
+def test_the_other_encoder_is_asked_what_is_claimed():
+    assert set(another_encoder.CLAIMS) <= {claim.name for claim in claims.CLAIMS}
 
 
 def test_a_sentence_that_says_the_opposite_is_refused(monkeypatch):
