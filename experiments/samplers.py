@@ -107,7 +107,7 @@ def against(way: str, other: str, scarce: str = "sentiment", size: int = 50, rat
         rate: for all users and both ways; default: what each user chose for each way.
     """
     if scarce == "question_type":  # whose test questions are public data
-        return read_differences(WRITTEN)[f"{way} minus {other}"]
+        return read_differences(WRITTEN)[f"{way} minus {other}" + (f" at {rate:g}" if rate else "")]
     return difference(way, other, scarce, size, rate)
 
 
