@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help course site report slides test quick lab serve lint clean
+.PHONY: help course site report slides test quick lab serve bench lint clean
 
 help:
 	@echo "make course   install, execute every notebook, build the site with what they show: _site/index.html"
@@ -13,6 +13,7 @@ help:
 	@echo "make quick    the same without the notebooks"
 	@echo "make lab      install, open copies of the notebooks in JupyterLab"
 	@echo "make serve    install, serve a model on this machine (the first time it is trained, about two minutes)"
+	@echo "make bench    measure the speed beside sentence-transformers, the Trainer and four models (some minutes)"
 	@echo "make lint     format and check the code without running it"
 	@echo "make clean    delete .venv, _build, _site and caches"
 	@echo "PYTHON=python3.13 after any of them picks the interpreter (3.11 or later)"
@@ -66,6 +67,9 @@ out/served/model.onnx: | .venv/.installed
 
 serve: out/served/model.onnx
 	@$(BIN)/python -m mtl_helpers serve out/served
+
+bench: .venv/.installed
+	@for race in encode training predict; do $(BIN)/python -m experiments.benchmark $$race $(BENCH) || exit 1; done
 
 lint: .venv/.installed
 	@$(BIN)/ruff format .

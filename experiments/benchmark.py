@@ -1,4 +1,4 @@
-"""How fast the package is beside what one would use otherwise: `python -m experiments.benchmark encode`.
+"""How fast the package is beside what one would use otherwise: `make bench`, `python -m experiments.benchmark encode`.
 
 All contenders run in one process and take turns (A, B, A, B, ...) after a warm-up each, so that a machine that slows
 down slows down all of them. A ratio is taken turn by turn; the table shows the median, the lowest and the highest.
@@ -21,10 +21,10 @@ import transformers
 from torch import Tensor, nn
 
 from mtl_helpers.__main__ import guarded
+from mtl_helpers.backbones import find_model
 from mtl_helpers.corpus import load_corpus
 from mtl_helpers.encoder import SentenceEncoder
 from mtl_helpers.evaluation import validate
-from mtl_helpers.minilm import find_minilm
 from mtl_helpers.multitask import MultiTaskModel
 from mtl_helpers.progress import progress
 from mtl_helpers.runtime import bfloat16_is_fast, device
@@ -32,7 +32,10 @@ from mtl_helpers.settings import TrainingConfig
 from mtl_helpers.tasks import TASKS
 from mtl_helpers.training import epoch_batches, fit
 
+from .weights import find
+
 BATCH_SIZES = (8, 16, 32, 64, 128)  # for sentence-transformers, whose default is 32
+COLUMNS = ["contender", "seconds", "sentences_per_second", "ratio", "lowest", "highest", "against"]
 HELD_OUT = 8  # validation sentences, so few that validating at the end of the epoch doesn't count
 
 
@@ -72,8 +75,7 @@ def compare(times: pd.DataFrame, against: dict[str, str], sentences: int) -> pd.
         ratios, median = times[against.get(name, name)] / times[name], times[name].median()
         spread = ratios.median(), ratios.min(), ratios.max()
         rows.append([name, median, sentences / median, *spread, against.get(name, "")])
-    columns = ["contender", "seconds", "sentences_per_second", "ratio", "lowest", "highest", "against"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def take(sentences: int, split: str | None = None) -> pd.DataFrame:
@@ -92,15 +94,15 @@ def precisions() -> list[str]:
 # ------------------------------------------------------------------------------------------- the three races
 
 
-def encode(sentences: int = 1000, repeats: int = 5) -> pd.DataFrame:
+def encode(sentences: int = 1000, repeats: int = 5, encoder: str | Path | None = None) -> pd.DataFrame:
     """`SentenceEncoder.encode` against sentence-transformers: the same weights, the same sentences.
 
     Each of BATCH_SIZES runs with sentence-transformers; everything is compared with the one that is fastest here.
     `difference`: largest distance of a number in our vectors from sentence-transformers'.
     """
     texts = take(sentences)["text"].tolist()
-    ours = SentenceEncoder.from_pretrained().to(device())
-    theirs = sentence_transformers.SentenceTransformer(str(find_minilm()), device=str(device()))
+    ours = SentenceEncoder.from_pretrained(encoder).to(device())
+    theirs = sentence_transformers.SentenceTransformer(str(find_model(encoder)), device=str(device()))
     vectors = torch.from_numpy(theirs.encode(texts, show_progress_bar=False))
     encode_in = partial(theirs.encode, texts, show_progress_bar=False)
     runs = {f"sentence-transformers, batches of {size}": partial(encode_in, batch_size=size) for size in BATCH_SIZES}
@@ -113,11 +115,11 @@ def encode(sentences: int = 1000, repeats: int = 5) -> pd.DataFrame:
     return table.assign(difference=table["contender"].map(gaps).fillna(0.0))
 
 
-def predict(sentences: int = 500, repeats: int = 5) -> pd.DataFrame:
+def predict(sentences: int = 500, repeats: int = 5, encoder: str | Path | None = None) -> pd.DataFrame:
     """One model with four tasks against four models with one task each, in turn: the same code and the same heads."""
     texts = take(sentences)["text"].tolist()
     torch.manual_seed(0)
-    shared = MultiTaskModel(SentenceEncoder.from_pretrained()).to(device())
+    shared = MultiTaskModel(SentenceEncoder.from_pretrained(encoder)).to(device())
     single = [MultiTaskModel(copy.deepcopy(shared.encoder), [task]).to(device()) for task in TASKS]
     for model, task in zip(single, TASKS, strict=True):
         model.heads[task.name].load_state_dict(shared.heads[task.name].state_dict())
@@ -130,7 +132,7 @@ def predict(sentences: int = 500, repeats: int = 5) -> pd.DataFrame:
     return compare(race(contenders, repeats), against, sentences)
 
 
-def training(sentences: int = 640, repeats: int = 3) -> pd.DataFrame:
+def training(sentences: int = 640, repeats: int = 3, encoder: str | Path | None = None) -> pd.DataFrame:
     """One epoch of `fit` against transformers.Trainer at its defaults: the same model, sentences and loss.
 
     Both tokenise, make as many passes over as many sentences, and take about as many sentences per batch. `passes`:
@@ -145,7 +147,7 @@ def training(sentences: int = 640, repeats: int = 3) -> pd.DataFrame:
         raise ImportError("transformers.Trainer, which fit is compared with, needs accelerate: pip install accelerate")
     rows, held_out = take(sentences, "train"), take(HELD_OUT, "validation")
     torch.manual_seed(0)
-    fresh = MultiTaskModel(SentenceEncoder.from_pretrained()).to(device())
+    fresh = MultiTaskModel(SentenceEncoder.from_pretrained(encoder)).to(device())
     examples = fresh.examples(rows)
     steps = epoch_batches(examples, TrainingConfig(epochs=1), 1)
     size, before, seen = round(sentences / len(steps)), _loss(fresh, examples), {}
@@ -239,15 +241,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", metavar="N", type=int, help="turns (default: training 3, others 5)")
     text = "sentences per turn (default: training 640, encode 1000, predict 500)"
     parser.add_argument("--sentences", metavar="N", type=int, help=text)
+    text = "mpnet (python -m experiments weights mpnet fetches it), or a folder (default: MiniLM)"
+    parser.add_argument("--encoder", metavar="NAME", help=text)
+    parser.add_argument("--output", metavar="FILE", type=Path, help="CSV that the rows are added to")
     options = parser.parse_args(arguments)
     given = {k: v for k, v in vars(options).items() if k in ("repeats", "sentences") and v is not None}
 
     def run() -> None:
         transformers.utils.logging.disable_progress_bar()  # of loading weights
-        table = races[options.benchmark](**given)
+        encoder = find() if options.encoder == "mpnet" else options.encoder
+        table = races[options.benchmark](**given, encoder=encoder)
         formats = {"seconds": "{:.2f}".format, "sentences_per_second": "{:.0f}".format, "difference": "{:.0e}".format}
         print(table.to_string(index=False, formatters=formats, float_format="{:.2f}".format))
         print(machine())
+        if options.output:
+            about = {"benchmark": options.benchmark, "encoder": options.encoder or "MiniLM", "machine": machine()}
+            rows, new = table.assign(**about)[[*about, *COLUMNS]], not options.output.is_file()
+            rows.to_csv(options.output, mode="a", header=new, index=False, float_format="%.4g", lineterminator="\n")
         if options.benchmark == "training":
             print(f"The time of fit includes validating on {HELD_OUT} sentences; the Trainer validates nothing.")
 

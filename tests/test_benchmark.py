@@ -27,7 +27,7 @@ def tiny_backbone(family_dirs: dict[str, Path], monkeypatch: pytest.MonkeyPatch)
     """A tiny BERT in place of MiniLM, and of the corpus the sentences that it has room for."""
     tiny, whole = SentenceEncoder.from_pretrained, benchmark.load_corpus
     monkeypatch.setattr(benchmark, "load_corpus", lambda split: whole(split=split)[lambda f: f["text"].str.len() < 60])
-    monkeypatch.setattr(benchmark.SentenceEncoder, "from_pretrained", lambda: tiny(family_dirs["bert"]))
+    monkeypatch.setattr(benchmark.SentenceEncoder, "from_pretrained", lambda _: tiny(family_dirs["bert"]))
 
 
 @pytest.fixture
@@ -153,3 +153,18 @@ def test_the_program_prints_table_and_machine_or_what_is_wrong(tiny_backbone, mo
     assert capsys.readouterr() == ("", lacking)
     with pytest.raises(SystemExit, match="2"):
         benchmark.main(["swim"])
+
+
+def test_another_encoder_is_measured_and_its_rows_are_kept(family_dirs, monkeypatch, tmp_path, capsys):
+    whole = benchmark.load_corpus
+    monkeypatch.setattr(benchmark, "load_corpus", lambda split: whole(split=split)[lambda f: f["text"].str.len() < 60])
+    kept, few = tmp_path / "rows.csv", ["--sentences", "5", "--repeats", "1"]
+    for family in ("bert", "mpnet"):
+        given = ["predict", *few, "--encoder", str(family_dirs[family]), "--output", str(kept)]
+        assert benchmark.main(given) == 0
+    rows = pd.read_csv(kept)
+    assert list(rows) == ["benchmark", "encoder", "machine", *COLUMNS]
+    assert rows["encoder"].unique().tolist() == [str(family_dirs[f]) for f in ("bert", "mpnet")]
+    monkeypatch.setenv("MTL_WEIGHTS", str(tmp_path))
+    assert benchmark.main(["predict", *few, "--encoder", "mpnet"]) == 1
+    assert "python -m experiments weights mpnet fetches them" in capsys.readouterr().err
