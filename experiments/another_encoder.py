@@ -11,10 +11,10 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from mtl_helpers import TASKS, TrainingConfig, load_corpus
+from mtl_helpers import TASKS, MultiTaskModel, SentenceEncoder, TrainingConfig, load_corpus
 
 from . import samplers, second_task
-from .evidence import Difference, choose, compare, corpus_gold, over_seeds, scores_by
+from .evidence import Difference, Scores, choose, compare, corpus_gold, over_seeds, scores_by
 from .runs import fitted, task_rows
 from .sweeps import Study, fingerprint
 from .weights import find
@@ -32,6 +32,7 @@ WAYS = (
     *(f"alone, {name}" for name in NAMES),
     *(f"{pair}: {way}" for pair in PAIRS for way in FEW),
 )
+UNTOUCHED = {"way": "untouched", "rate": 0.0}
 
 
 def tables(seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -54,7 +55,9 @@ def scarce(pair: str, way: str, rate: float, seed: int) -> list[dict]:
 
 
 def another_encoder(way: str, rate: float, seed: int) -> list[dict]:
-    """One of WAYS: a row a task, with what is left of similarity (STS-B) where all tasks train."""
+    """One of WAYS: a row a task, with what is left of similarity (STS-B) where all tasks train; or STS-B before."""
+    if way == UNTOUCHED["way"]:
+        return [{"stsb": similarity(MultiTaskModel(SentenceEncoder.from_pretrained(find())))["test"]}]
     pair, _, rest = way.partition(": ")
     if rest:
         return scarce(pair, rest, rate, seed)
@@ -72,38 +75,39 @@ def another_encoder(way: str, rate: float, seed: int) -> list[dict]:
 STUDY = Study(
     "another_encoder",
     "Does it hold for another encoder, all-mpnet-base-v2?",
-    [{"way": way, "rate": rate} for way in WAYS for rate in RATES],
+    [*({"way": way, "rate": rate} for way in WAYS for rate in RATES), UNTOUCHED],
     another_encoder,
-    range(5),
+    lambda setting: range(1 if setting == UNTOUCHED else 5),
     minutes=380,
     tolerance=0.05,
 )
 
 
+def rows() -> pd.DataFrame:
+    """Those of all ways, without the one before training."""
+    return STUDY.rows([run for run in STUDY.whole() if run["way"] != UNTOUCHED["way"]])
+
+
 @cache
-def measured() -> tuple[dict, pd.DataFrame]:
-    """{(way,): {task: Scores}} and the rows, each seed at the rate that it chose on validation."""
-    chosen = choose(STUDY.rows(STUDY.whole()), ["way"])
-    return scores_by(chosen, list(STUDY.predictions()), ["way"], corpus_gold), chosen
+def measured() -> dict[tuple, dict[str, Scores]]:
+    """{(way,): {task: Scores}}, each seed at the rate that it chose on validation."""
+    return scores_by(choose(rows(), ["way"]), list(STUDY.predictions()), ["way"], corpus_gold)
 
 
 def pair(first: str, second: str, task: str) -> Difference:
     """One way minus another for a task, in points, over seeds and test sentences."""
-    scores, _ = measured()
-    return compare({task: scores[first,][task]}, {task: scores[second,][task]})[task]
+    return compare({task: measured()[first,][task]}, {task: measured()[second,][task]})[task]
 
 
 def mean(first: str, second: str) -> Difference:
     """One model minus another, or minus a model for each task ("alone"), in the mean of four tasks."""
-    scores, _ = measured()
-    other = {name: scores[f"alone, {name}" if second == "alone" else second,][name] for name in NAMES}
-    return compare({name: scores[first,][name] for name in NAMES}, other)["mean"]
+    other = {name: measured()[f"alone, {name}" if second == "alone" else second,][name] for name in NAMES}
+    return compare({name: measured()[first,][name] for name in NAMES}, other)["mean"]
 
 
-def forgotten() -> Difference:
-    """Heads first minus full training: Spearman on STS-B times 100, over seeds."""
-    _, chosen = measured()
-    left = 100 * chosen.groupby(["way", "seed"])["stsb"].first()
+def forgotten(rate: float = RATES[-1]) -> Difference:
+    """Heads first minus full training, both at one rate: Spearman on STS-B times 100, over seeds."""
+    left = 100 * rows().query("rate == @rate").groupby(["way", "seed"])["stsb"].first()
     return over_seeds(left["one model, heads first"], left["one model"], paired=True)
 
 

@@ -9,9 +9,19 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr, ttest_1samp
 
-from experiments import another_encoder, claims, evidence, natural_pairs, samplers, sharing, token_weight, what_to_train
+from experiments import (
+    another_encoder,
+    claims,
+    evidence,
+    natural_pairs,
+    samplers,
+    sharing,
+    sweeps,
+    token_weight,
+    what_to_train,
+)
 from experiments.evidence import Correlations, Scores, compare, holm, over_seeds, power
-from mtl_helpers import TASKS
+from mtl_helpers import TASKS, Task, load_corpus
 from mtl_helpers.evaluation import macro_f1, main_score
 
 
@@ -44,6 +54,44 @@ def test_every_claim_rests_on_eight_seeds(monkeypatch):
 
 def test_the_other_encoder_is_asked_what_is_claimed():
     assert set(another_encoder.CLAIMS) <= {claim.name for claim in claims.CLAIMS}
+
+
+def test_the_other_encoder_answers_by_its_rows(monkeypatch, tmp_path):
+    """Rows that are made up: so many wrong answers in a thousand by way; at the lower rate all is wrong."""
+    wrong = {"one model": 100, "one model, heads first": 250, "one model, plain mean": 300}
+    wrong |= {"related: together": 100, "unrelated: together": 400} | {f"alone, {task.name}": 99 for task in TASKS}
+    corpus = load_corpus()
+    test, generator = corpus[corpus["split"] == "test"], np.random.default_rng(0)
+
+    def answers(task: Task, share: float) -> list:
+        spoilt = generator.random(len(test)) < share
+        if task.level == "token":
+            return [[] if bad else list(spans) for bad, spans in zip(spoilt, test[task.name], strict=True)]
+        gold = [task.index(label) for label in test[task.name]]
+        return [(label + 1) % len(task.labels) if bad else label for bad, label in zip(spoilt, gold, strict=True)]
+
+    monkeypatch.setattr(sweeps, "RESULTS", tmp_path)
+    another_encoder.measured.cache_clear()
+    for run in sorted(another_encoder.STUDY.runs, key=lambda run: run["way"] not in another_encoder.TOGETHER):
+        pair, way = run["way"].partition(":")[0], run["way"]
+        own = {"related": "entities", "unrelated": "sentiment"}.get(pair, way.removeprefix("alone, "))
+        tasks = [task for task in TASKS if way in another_encoder.TOGETHER or task.name == own]
+        share = 1.0 if run["rate"] == another_encoder.RATES[0] else wrong.get(way, 250) / 1000
+        rows = [{"task": t.name, "validation": 1 - share, "predictions": answers(t, share)} for t in tasks]
+        left = {"stsb": (0.7 if way.endswith("heads first") else 0.6) + 0.01 * generator.random()}
+        setting = {key: str(value) for key, value in run.items()}
+        another_encoder.STUDY.append(run, [{**setting, **row, **left} for row in rows or [{}]])
+    found = {name: measure() for name, measure in another_encoder.CLAIMS.items()}
+    another_encoder.measured.cache_clear()
+    assert found["a related second task"].interval.value > 3 and found["a weight for the token task"].interval.low > 0
+    assert found["an unrelated second task"].interval.value == pytest.approx(-15, abs=4)  # of 60 and of 75 in a hundred
+    assert found["one model against four"].interval.value == pytest.approx(0, abs=1)
+    assert found["heads first: similarity kept"].interval.value == pytest.approx(10, abs=1)
+    assert found["heads first: mean score"].interval.high < 0
+    claimed = dict.fromkeys(found, -1.0)
+    words = {name: another_encoder.answer(claimed[name], one) for name, one in found.items()}
+    assert words["an unrelated second task"] == words["heads first: mean score"] == "holds"
+    assert words["a related second task"] == "fails" and words["one model against four"] == "undecided"
 
 
 def test_a_sentence_that_says_the_opposite_is_refused(monkeypatch):
