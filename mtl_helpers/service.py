@@ -28,7 +28,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from .serving import ServedModel, cores
 
 MOST_TEXTS, MOST_CHARACTERS, MOST_BYTES = 256, 10_000, 2_621_440  # of a request, of a text, of a body
-MOST_WAITING, MOST_CONNECTIONS = 200, 256  # texts in the queue: a request that finds more is sent away
+MOST_WAITING = 200  # texts in the queue: a request that finds more is sent away
 HEAD_SECONDS, BODY_SECONDS = 10, 10  # for the head and for the body of a request to arrive
 UNSURE = 0.6  # answers of a lower probability are counted
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)  # of the latency histogram
@@ -272,7 +272,7 @@ def port(text: str) -> int:
 def run(options: argparse.Namespace) -> None:
     """The command `serve`: until SIGTERM or Ctrl-C, which let requests in flight finish."""
     model = ServedModel(options.model, options.precision)
-    app = make_app(Service(model, log_texts=options.log_texts))
+    service = Service(model, log_texts=options.log_texts)
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, force=True)
     logging.getLogger().handlers[0].setFormatter(JsonLines())
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -283,8 +283,8 @@ def run(options: argparse.Namespace) -> None:
     where = f"http://{host}:{listener.getsockname()[1]}"
     print(f"serving {options.model} ({model.precision}) at {where} (Ctrl-C stops)", file=sys.stderr, flush=True)
     more = {"access_log": False, "server_header": False, "timeout_graceful_shutdown": 25}
-    more["limit_concurrency"] = MOST_CONNECTIONS  # beyond it uvicorn refuses, without Retry-After
-    uvicorn.Server(uvicorn.Config(app, http=Impatient, log_config=None, **more)).run(sockets=[listener])
+    more["limit_concurrency"] = MOST_WAITING + service.workers + 32  # the queue ends first, with Retry-After
+    uvicorn.Server(uvicorn.Config(make_app(service), http=Impatient, log_config=None, **more)).run(sockets=[listener])
 
 
 if __name__ == "__main__":
