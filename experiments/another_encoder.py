@@ -5,7 +5,7 @@ pairs as MiniLM: another architecture, tokenizer and size, five times the parame
 `python -m experiments weights mpnet`; without them the rows can be read all the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import numpy as np
@@ -126,3 +126,25 @@ def answer(claimed: float, here: Difference) -> str:
     if here.interval.low <= 0 <= here.interval.high:
         return "undecided"
     return "holds" if here.interval.value * claimed > 0 else "fails"
+
+
+def asked(claimed: Mapping[str, float]) -> pd.DataFrame:
+    """What the claims' comparisons give here: claim (index), value, low, high, answer.
+
+    Args:
+        claimed: {claim: its difference on MiniLM}.
+    """
+    found = {name: measure() for name, measure in CLAIMS.items()}
+    rows = {name: [*one.interval, answer(claimed[name], one)] for name, one in found.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high", "answer"])
+
+
+def absolute() -> pd.DataFrame:
+    """F1 on test in points by way and task, means over seeds at the rates that they chose."""
+    chosen = choose(rows(), ["way"])
+    return (100 * chosen.pivot_table(index="way", columns="task", values="test")).reindex(WAYS)[NAMES]
+
+
+def untouched() -> float:
+    """Spearman's correlation on STS-B before any training."""
+    return float(STUDY.rows([{**UNTOUCHED, "seed": 0}])["stsb"].item())

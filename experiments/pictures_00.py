@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from mtl_helpers import TASKS, SentenceEncoder, load_corpus
 
-from .figures import GREY, PALETTE, draw_architecture, headline, scatter_by_label
+from .figures import GREY, PALETTE, dots_with_intervals, draw_architecture, headline, scatter_by_label
 
+ANSWERS = {"holds": "hold", "undecided": "undecided", "fails": "fail"}
 VERDICTS = {"shown": PALETTE[2], "likely": PALETTE[0], "undecided": GREY, "none": "black"}
 
 
@@ -59,6 +60,28 @@ def claims(table: pd.DataFrame) -> Figure:
     right.set(xlim=(0, 1))
     right.axis("off")
     headline(figure, "Ten comparisons: right of zero is a gain for the way that is named")
+    plt.close(figure)
+    return figure
+
+
+def another_encoder(claimed: pd.DataFrame, asked: pd.DataFrame) -> Figure:
+    """The claims that were asked again on another encoder, above what was claimed (grey), with the answers.
+
+    Args:
+        claimed: the table of experiments.claims.
+        asked: that of experiments.another_encoder.
+    """
+    figure, ax = plt.subplots(figsize=(8.8, 0.6 * len(asked) + 1))
+    columns = ["value", "low", "high"]
+    reference = claimed.loc[asked.index, columns].to_numpy()
+    dots_with_intervals(ax, list(asked.index), asked[columns].to_numpy(), PALETTE[1], "+.1f", reference)
+    for place, word in enumerate(asked["answer"]):
+        ax.text(1.02, place, word, transform=ax.get_yaxis_transform(), va="center", fontsize=11)
+    ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
+    ax.set_xlabel("difference in points: MPNet (circles), MiniLM as claimed (diamonds)")
+    counts = asked["answer"].value_counts()
+    words = ", ".join(f"{counts.get(answer, 0)} {word}" for answer, word in ANSWERS.items())
+    headline(figure, f"Asked again on another encoder: {words}")
     plt.close(figure)
     return figure
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 from scipy.stats import spearmanr, ttest_1samp
 
 from experiments import (
@@ -14,6 +15,7 @@ from experiments import (
     claims,
     evidence,
     natural_pairs,
+    pictures_00,
     samplers,
     sharing,
     sweeps,
@@ -60,7 +62,7 @@ def test_the_other_encoder_answers_by_its_rows(monkeypatch, tmp_path):
     """Rows that are made up: so many wrong answers in a thousand by way; at the lower rate all is wrong."""
     wrong = {"one model": 100, "one model, heads first": 250, "one model, plain mean": 300}
     wrong |= {"related: together": 100, "unrelated: together": 400} | {f"alone, {task.name}": 99 for task in TASKS}
-    corpus = load_corpus()
+    claimed, corpus = claims.table(), load_corpus()
     test, generator = corpus[corpus["split"] == "test"], np.random.default_rng(0)
 
     def answers(task: Task, share: float) -> list:
@@ -77,21 +79,25 @@ def test_the_other_encoder_answers_by_its_rows(monkeypatch, tmp_path):
         own = {"related": "entities", "unrelated": "sentiment"}.get(pair, way.removeprefix("alone, "))
         tasks = [task for task in TASKS if way in another_encoder.TOGETHER or task.name == own]
         share = 1.0 if run["rate"] == another_encoder.RATES[0] else wrong.get(way, 250) / 1000
-        rows = [{"task": t.name, "validation": 1 - share, "predictions": answers(t, share)} for t in tasks]
+        scores = {"validation": 1 - share, "test": 1 - share}
+        rows = [{"task": t.name, **scores, "predictions": answers(t, share)} for t in tasks]
         left = {"stsb": (0.7 if way.endswith("heads first") else 0.6) + 0.01 * generator.random()}
         setting = {key: str(value) for key, value in run.items()}
         another_encoder.STUDY.append(run, [{**setting, **row, **left} for row in rows or [{}]])
-    found = {name: measure() for name, measure in another_encoder.CLAIMS.items()}
+    asked = another_encoder.asked(dict.fromkeys(another_encoder.CLAIMS, -1.0))
+    scores, before = another_encoder.absolute(), another_encoder.untouched()
     another_encoder.measured.cache_clear()
-    assert found["a related second task"].interval.value > 3 and found["a weight for the token task"].interval.low > 0
-    assert found["an unrelated second task"].interval.value == pytest.approx(-15, abs=4)  # of 60 and of 75 in a hundred
-    assert found["one model against four"].interval.value == pytest.approx(0, abs=1)
-    assert found["heads first: similarity kept"].interval.value == pytest.approx(10, abs=1)
-    assert found["heads first: mean score"].interval.high < 0
-    claimed = dict.fromkeys(found, -1.0)
-    words = {name: another_encoder.answer(claimed[name], one) for name, one in found.items()}
-    assert words["an unrelated second task"] == words["heads first: mean score"] == "holds"
-    assert words["a related second task"] == "fails" and words["one model against four"] == "undecided"
+    value = asked["value"]
+    assert value["a related second task"] > 3 and asked.low["a weight for the token task"] > 0
+    assert value["an unrelated second task"] == pytest.approx(-15, abs=4)  # of 60 and of 75 in a hundred
+    assert value["one model against four"] == pytest.approx(0, abs=1)
+    assert value["heads first: similarity kept"] == pytest.approx(10, abs=1)
+    assert asked.answer["an unrelated second task"] == asked.answer["heads first: mean score"] == "holds"
+    assert asked.answer["a related second task"] == "fails" and asked.answer["one model against four"] == "undecided"
+    assert list(scores) == [task.name for task in TASKS] and 0.6 < before < 0.61
+    assert scores.loc["one model", "topic"] == pytest.approx(scores.loc["alone, topic", "topic"], abs=1)
+    texts = [text.get_text() for text in pictures_00.another_encoder(claimed, asked).findobj(Text)]
+    assert set(asked["answer"]) <= set(texts)
 
 
 def test_a_sentence_that_says_the_opposite_is_refused(monkeypatch):
