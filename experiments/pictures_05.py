@@ -6,6 +6,7 @@ from functools import cache
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mtl_helpers.intervals import Interval, seed_interval
@@ -17,9 +18,11 @@ from .pictures_02 import OUTSIDE
 
 PANELS = [(pair, size) for pair in scarce_task.PAIRS for size in (50, 200)]
 LONGER = "alone, as many rows in all"
-SHARES = {  # scarce task, number of labels: title, ways beside uniform shares
-    ("sentiment", 50): ("sentiment, 50 labels beside 1,000", samplers.WAYS[:5]),
-    ("question_type", 120): ("question types, 120 labels beside 12,000", tuple(samplers.SAMPLERS)),
+UNRELATED = {  # scarce task, number of labels: how it is called, and the task beside it
+    ("sentiment", 50): ("sentiment, 50 labels", "topic"),
+    ("sentiment", 200): ("sentiment, 200 labels", "topic"),
+    ("entities", 50): ("entities, 50 labels", "sentence type"),
+    ("question_type", 120): ("question types, 120 labels", "intents"),
 }
 
 
@@ -182,19 +185,36 @@ def by_size() -> Figure:
     return figure
 
 
+def from_zero(ax: Axes, rows: dict[str, Difference], xlabel: str, title: str = "") -> None:
+    """Differences and their intervals, one a row, beside a line at zero."""
+    dots_with_intervals(ax, list(rows), [one.interval for one in rows.values()], PALETTE[0], "+.1f")
+    ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
+    ax.set_xlabel(xlabel)
+    ax.set_title(title, fontsize=11)
+
+
+def harm() -> Figure:
+    """What training beside an unrelated task does to a scarce one, against alone for as many rows in all."""
+    figure, ax = plt.subplots(figsize=(8.2, 2.7))
+    rows = {
+        f"{task}, beside {other}": samplers.against("uniform", LONGER, *place)
+        for place, (task, other) in UNRELATED.items()
+    }
+    from_zero(ax, rows, "together (uniform shares) minus alone for as many rows in all, points of F1")
+    headline(figure, "Beside an unrelated task sentiment and entities lose points")
+    plt.close(figure)
+    return figure
+
+
 def shares() -> Figure:
-    """What other shares, and weights, change against uniform shares and equal weights, a panel a scarce task."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.2), sharex=True)
-    for ax, ((scarce, size), (title, ways)) in zip(axes, SHARES.items(), strict=True):
-        others = [way for way in ways if way != "uniform"]
-        rows = [samplers.against(way, "uniform", scarce, size).interval for way in others]
-        dots_with_intervals(ax, others, rows, PALETTE[0], "+.1f")
-        ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
-        ax.set_ylim(3.5, -0.6)
-        ax.set_xlabel("points of F1 from uniform shares")
-        ax.set_title(title, fontsize=11)
-    axes[1].set_yticklabels([])  # the same ways, the last two were not run
-    headline(figure, "Proportional shares leave the scarce task behind")
+    """What other shares, and weights, change against uniform shares and equal weights."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 2.9), sharex=True)
+    rows = {task: samplers.against("proportional", "uniform", *place) for place, (task, _) in UNRELATED.items()}
+    from_zero(left, rows, "points of F1 from uniform shares", "proportional shares")
+    ways = {way.removeprefix("uniform, "): way for way in samplers.WAYS if way not in samplers.MAIN}
+    others = {name: samplers.against(way, "uniform") for name, way in ways.items()}
+    from_zero(right, others, "points of F1 from uniform shares", "other ways, for sentiment with 50 labels")
+    headline(figure, "Proportional shares can leave a scarce task far behind")
     plt.close(figure)
     return figure
 
