@@ -5,13 +5,14 @@ then once at the size that the text talks about: 12,000 requests with intents be
 All ways are compared on sentiment with 50 labels, the main ones on the rest.
 """
 
+from collections.abc import Mapping
 from functools import cache
 
 import pandas as pd
 
 from mtl_helpers import TASKS, Task, TaskSampling, TrainingConfig, load_corpus
 
-from .evidence import Difference, Scores, by_way, compare, read_differences, write_differences
+from .evidence import Difference, Scores, by_way, choose, compare, read_differences, write_differences
 from .natural_pairs import requests
 from .public import INTENT, QUESTION_TYPE, load_public
 from .runs import RATES, fitted, only, task_rows
@@ -115,6 +116,38 @@ def difference(way: str, other: str, scarce: str, size: int, rate: float | None 
     """The same from the rows, for question types with the labels of their test questions."""
     first, second = (measured(scarce, size, name, rate) for name in (way, other))
     return compare({scarce: first}, {scarce: second})[scarce]
+
+
+ABUNDANT = {"question_type": 12_252}  # rows of the abundant task where they are not 1,000
+
+
+def overview(names: Mapping[tuple[str, int], str]) -> pd.DataFrame:
+    """What each scarce task is trained on, and its F1 on test in points, means over users at their rates.
+
+    Args:
+        names: {(scarce task, number of labels): how it is called}.
+
+    Returns:
+        A row for each: labels (those trained on), drawn (rows, over all epochs) with uniform and with proportional
+        shares, F1 alone for as many rows in all, and of both shares.
+    """
+    table = {}
+    for (scarce, size), name in names.items():
+        place = {"scarce": scarce, "size": size}
+        runs = [run for run in STUDY.runs if place.items() <= run.items()]
+        f1 = 100 * choose(STUDY.rows(runs), ["way"]).groupby("way")["test"].mean()
+        few, rows = size - size // 5, runs[0]["rows"]
+        sizes = {"abundant": ABUNDANT.get(scarce, 1000), "scarce": few}
+        drawn = [rows * TaskSampling(alpha=alpha).shares(sizes)["scarce"] for alpha in (0.0, 1.0)]
+        table[name] = [few, *drawn, *f1[[ALONE, "uniform", "proportional"]]]
+    columns = [
+        ("", "labels"),
+        *(("drawn", way) for way in MAIN[1::-1]),
+        ("F1", "alone"),
+        *(("F1", w) for w in MAIN[1::-1]),
+    ]
+    frame = pd.DataFrame.from_dict(table, orient="index").round().astype(int)
+    return frame.set_axis(pd.MultiIndex.from_tuples(columns), axis=1)
 
 
 WRITTEN = "samplers.question_type"
