@@ -31,7 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name, study in known.items():
         missing = len(study.missing())
         left = study.minutes * missing / len(study.runs) / 60
-        state = f"{missing} of {len(study.runs)} runs missing, {left:.1f} hours of one core" if missing else "complete"
+        state = f"{missing} of {len(study.runs)} runs missing, {left:.1f} hours of one core"
+        if not missing:
+            state = f"complete, took {study.hours():.1f} hours of one core"
         print(f"{name}: {study.question}\n    {state}")
     return 0
 

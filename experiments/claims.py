@@ -70,8 +70,8 @@ CLAIMS = (
     ),
     Claim(
         "related tasks of natural requests",
-        "Where intents or slots are scarce, 1,000 requests labelled for the other bring {value} points over the scarce "
-        "ones alone, trained as long (mean of three pairings).",
+        "Where intents or slots were scarce, 1,000 requests labelled for the other brought {value} points over the "
+        "scarce ones alone, trained as long (mean of three pairings).",
         1,
         natural,
         "SNIPS, 50 and 200 labels",
@@ -86,7 +86,7 @@ CLAIMS = (
     ),
     Claim(
         "one model against four",
-        "One model instead of four answers in a quarter of the time and scores {value} points lower in the mean.",
+        "One model instead of four answers in a quarter of the time; in the mean it scored {value} points lower.",
         -1,
         lambda: sharing.against_four()["mean"],
         CORPUS,

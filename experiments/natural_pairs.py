@@ -54,7 +54,7 @@ STUDY = Study(
     natural_pairs,
     lambda setting: range(2 if setting["rate"] == TRIED else 8),
     minutes=140,
-    tolerance=0.1,
+    tolerance=0.012,  # half the smallest claimed effect
 )
 
 

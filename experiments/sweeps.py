@@ -76,6 +76,10 @@ class Study:
         missing = {run["seed"] for run in self.missing()}
         return [run for run in self.runs if run["seed"] not in missing]
 
+    def hours(self) -> float:
+        """What the runs on file took, one after the other."""
+        return pd.read_csv(self.path).drop_duplicates(list(self.runs[0]))["seconds"].sum() / 3600
+
     def complete(self, label: str = "") -> None:
         """Run what is missing, one run after the other, in this process."""
         for run in progress(self.missing(), label or self.name):

@@ -266,7 +266,9 @@ def test_a_study_runs_in_two_processes_and_goes_on_when_it_was_killed(tmp_path):
     before = pd.read_csv(path)
     assert 1 <= len(before) < 8
     again = command("tiny", "--processes", "2")
-    assert (again.returncode, again.stdout) == (0, "tiny: Does it run?\n    complete\n"), again.stderr
+    assert (again.returncode, again.stdout) == (0, "tiny: Does it run?\n    complete, took 0.0 hours of one core\n"), (
+        again.stderr
+    )
     rows = pd.read_csv(path)
     pd.testing.assert_frame_equal(rows[: len(before)], before, check_dtype=False)  # seconds: 1 or 1.0
     assert len(rows) == 8 and not rows.duplicated(["size", "seed"]).any()
