@@ -264,6 +264,16 @@ def test_one_inference_a_core_a_bounded_queue_then_503(slow: tuple[Slow, str], m
     assert httpx.post(f"{url}/predict", json={"texts": ["a"] * 200}, timeout=30).status_code == 200  # nobody waits
 
 
+def test_a_queue_of_single_texts_ends_before_the_connections_do(exported: Callable[[str], Path], monkeypatch):
+    configs: list[uvicorn.Config] = []
+    stand_in = SimpleNamespace(run=lambda sockets: sockets[0].close())
+    monkeypatch.setattr(service, "cores", lambda: 200)
+    monkeypatch.setattr(service.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(service.uvicorn, "Server", lambda config: configs.append(config) or stand_in)
+    service.run(SimpleNamespace(model=exported("bert"), host="127.0.0.1", port=0, precision="auto", log_texts=False))
+    assert configs[0].limit_concurrency > service.MOST_WAITING + 200  # else a client isn't told when to try again
+
+
 def test_a_body_or_head_that_never_comes_is_given_up(slow: tuple[Slow, str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(service, "BODY_SECONDS", 0.2)
     monkeypatch.setattr(service, "HEAD_SECONDS", 0.2)
