@@ -2,16 +2,19 @@
 
 import textwrap
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mtl_helpers import TASKS, SentenceEncoder, load_corpus
+from mtl_helpers.intervals import Interval
 
-from .figures import GREY, PALETTE, dots_with_intervals, draw_architecture, headline, scatter_by_label
+from .figures import GREY, PALETTE, draw_architecture, headline, scatter_by_label
 
 ANSWERS = {"holds": "hold", "undecided": "undecided", "fails": "fail"}
 VERDICTS = {"shown": PALETTE[2], "likely": PALETTE[0], "undecided": GREY, "none": "black"}
@@ -42,9 +45,7 @@ def claims(table: pd.DataFrame) -> Figure:
     Args:
         table: that of experiments.claims.
     """
-    figure, (ax, right) = plt.subplots(
-        1, 2, figsize=(10.4, 0.34 * len(table) + 1.1), width_ratios=(1, 2.4), sharey=True
-    )
+    figure, (ax, right) = plt.subplots(1, 2, figsize=(10.4, 0.34 * len(table) + 1.1), width_ratios=(1, 2.4), sharey=True)
     columns = {0.0: "points (95 % interval)", 0.34: "verdict", 0.53: "visible from", 0.71: "where"}
     for x, title in columns.items():
         right.text(x, -0.8, title, color=GREY, va="center", fontsize=10)
@@ -64,23 +65,39 @@ def claims(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def another_encoder(claimed: pd.DataFrame, asked: pd.DataFrame) -> Figure:
-    """The claims that were asked again on another encoder, above what was claimed (grey), with the answers.
+def another_encoder(
+    claimed: pd.DataFrame, same: Mapping[str, Interval], other: Mapping[str, Interval], answers: Mapping[str, str]
+) -> Figure:
+    """The claims that were asked again: another encoder, MiniLM in the same design, MiniLM as claimed, the answers.
 
     Args:
         claimed: the table of experiments.claims.
-        asked: that of experiments.another_encoder.
+        same, other: {claim: its comparison} of MiniLM and of the other encoder in the design of another_encoder.
+        answers: {claim: a word of ANSWERS} for the other encoder.
     """
-    figure, ax = plt.subplots(figsize=(8.8, 0.6 * len(asked) + 1))
-    columns = ["value", "low", "high"]
-    reference = claimed.loc[asked.index, columns].to_numpy()
-    dots_with_intervals(ax, list(asked.index), asked[columns].to_numpy(), PALETTE[1], "+.1f", reference)
-    for place, word in enumerate(asked["answer"]):
-        ax.text(1.02, place, word, transform=ax.get_yaxis_transform(), va="center", fontsize=11)
+    figure, ax = plt.subplots(figsize=(9.6, 0.85 * len(other) + 1.4))
+    sides = {
+        "MPNet, 600 sentences": ([other[name] for name in other], "o", PALETTE[1]),
+        "MiniLM, 600 sentences": ([same[name] for name in other], "s", PALETTE[0]),
+        "MiniLM, as claimed": (claimed.loc[list(other), ["value", "low", "high"]].to_numpy(), "D", GREY),
+    }
+    for side, (label, (rows, marker, colour)) in enumerate(sides.items()):
+        values, low, high = np.array([tuple(row) for row in rows]).T
+        places = np.arange(len(other)) + 0.27 * (side - 1)
+        bars = {"xerr": [values - low, high - values], "capsize": 3, "ls": "none"}
+        ax.errorbar(values, places, marker=marker, markersize=5, color=colour, label=label, **bars)
+        for value, end, place in zip(values, high, places, strict=True):
+            ax.annotate(f"{value:+.1f}", (end, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
+    for place, name in enumerate(other):
+        ax.text(1.02, place, answers[name], transform=ax.get_yaxis_transform(), va="center", fontsize=11)
     ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
-    ax.set_xlabel("difference in points: MPNet (circles), MiniLM as claimed (diamonds)")
-    counts = asked["answer"].value_counts()
-    words = ", ".join(f"{counts.get(answer, 0)} {word}" for answer, word in ANSWERS.items())
+    ax.set_yticks(range(len(other)), list(other))
+    ax.set_ylim(len(other) - 0.5, -0.6)
+    ax.margins(x=0.09)
+    ax.set_xlabel("difference in points, 95 % interval")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.13), ncol=3, fontsize=10, frameon=False)
+    counts = Counter(answers[name] for name in other)
+    words = ", ".join(f"{counts[answer]} {word}" for answer, word in ANSWERS.items())
     headline(figure, f"Asked again on another encoder: {words}")
     plt.close(figure)
     return figure

@@ -58,10 +58,10 @@ def user(size: int, noise: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame
     return many, few[size // 5 :], few[: size // 5]
 
 
-def settings(rows: int, rate: float, seed: int) -> TrainingConfig:
+def settings(rows: int, rate: float, seed: int, head_rate: float | None = None) -> TrainingConfig:
     """Rows in all, uniform shares, tasks mixed in each batch; the last weights, as ten labels choose no epoch."""
     sampling = TaskSampling(alpha=0.0, order="mixed", rows=rows // EPOCHS)
-    rates = {"learning_rate": rate, "head_learning_rate": 5 * rate}
+    rates = {"learning_rate": rate, "head_learning_rate": head_rate or 5 * rate}
     usual = {"epochs": EPOCHS, "max_tokens": 256, "patience": None, "keep": "last", "seed": seed}
     return TrainingConfig(sampling=sampling, **rates, **usual)
 
@@ -75,6 +75,7 @@ def scarce_rows(
     rate: float,
     seed: int,
     encoder: Path | None = None,
+    head_rate: float | None = None,
 ) -> list[dict]:
     """Train for a scarce task in one of WAYS: its row.
 
@@ -83,19 +84,21 @@ def scarce_rows(
         tasks: the abundant and the scarce one.
         rows: of each task, over all epochs.
         encoder: folder of another encoder than MiniLM.
+        head_rate: learning rate of the heads; default: five times that of the encoder.
     """
     many, few, held_out, looked_at = tables
     abundant, scarce = tasks
+    usual = {"rate": rate, "seed": seed, "head_rate": head_rate}
     start = None
     if way == "first A, then B":
-        first, _ = fitted([abundant], many, looked_at, settings(rows, rate, seed), encoder=encoder)
+        first, _ = fitted([abundant], many, looked_at, settings(rows, **usual), encoder=encoder)
         start = first.encoder.state_dict()
     if way == "together":
         both, held = pd.concat([many, few]), pd.concat([held_out, looked_at])
-        model, history = fitted([abundant, scarce], both, held, settings(2 * rows, rate, seed), encoder=encoder)
+        model, history = fitted([abundant, scarce], both, held, settings(2 * rows, **usual), encoder=encoder)
     else:
         total = 2 * rows if way == "alone, as many rows in all" else rows
-        model, history = fitted([scarce], few, held_out, settings(total, rate, seed), start=start, encoder=encoder)
+        model, history = fitted([scarce], few, held_out, settings(total, **usual), start=start, encoder=encoder)
     written = task_rows(model, history, test, [scarce])
     return [row | {"rows_hash": fingerprint(many, few, held_out)} for row in written]
 
