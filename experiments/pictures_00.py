@@ -75,19 +75,23 @@ def another_encoder(
         same, other: {claim: its comparison} of MiniLM and of the other encoder in the design of another_encoder.
         answers: {claim: a word of ANSWERS} for the other encoder.
     """
-    figure, ax = plt.subplots(figsize=(9.6, 0.85 * len(other) + 1.4))
+    figure, ax = plt.subplots(figsize=(9.6, 0.8 * len(other) + 1.1))
     sides = {
-        "MPNet, 600 sentences": ([other[name] for name in other], "o", PALETTE[1]),
-        "MiniLM, 600 sentences": ([same[name] for name in other], "s", PALETTE[0]),
+        "MPNet": ([other[name] for name in other], "o", PALETTE[1]),
+        "MiniLM, same design": ([same[name] for name in other], "s", PALETTE[0]),
         "MiniLM, as claimed": (claimed.loc[list(other), ["value", "low", "high"]].to_numpy(), "D", GREY),
     }
     for side, (label, (rows, marker, colour)) in enumerate(sides.items()):
         values, low, high = np.array([tuple(row) for row in rows]).T
         places = np.arange(len(other)) + 0.27 * (side - 1)
         bars = {"xerr": [values - low, high - values], "capsize": 3, "ls": "none"}
-        ax.errorbar(values, places, marker=marker, markersize=5, color=colour, label=label, **bars)
-        for value, end, place in zip(values, high, places, strict=True):
-            ax.annotate(f"{value:+.1f}", (end, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
+        ax.errorbar(values, places, marker=marker, markersize=5, color=colour, **bars)
+        look = {"va": "center", "fontsize": 9, "bbox": {"fc": "white", "ec": "none", "pad": 0.5}, "zorder": 2.5}
+        for number, (value, end, place) in enumerate(zip(values, high, places, strict=True)):
+            text = f"{value:+.1f}" if number else f"{value:+.1f}  {label}"
+            ax.annotate(
+                text, (end, place), (5, 0), textcoords="offset points", **look, color="black" if number else colour
+            )
     for place, name in enumerate(other):
         ax.text(1.02, place, answers[name], transform=ax.get_yaxis_transform(), va="center", fontsize=11)
     ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
@@ -95,7 +99,6 @@ def another_encoder(
     ax.set_ylim(len(other) - 0.5, -0.6)
     ax.margins(x=0.09)
     ax.set_xlabel("difference in points, 95 % interval")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.13), ncol=3, fontsize=10, frameon=False)
     counts = Counter(answers[name] for name in other)
     words = ", ".join(f"{counts[answer]} {word}" for answer, word in ANSWERS.items())
     headline(figure, f"Asked again on another encoder: {words}")
