@@ -45,7 +45,7 @@ def claims(table: pd.DataFrame) -> Figure:
     Args:
         table: that of experiments.claims.
     """
-    figure, (ax, right) = plt.subplots(1, 2, figsize=(10.4, 0.34 * len(table) + 1.1), width_ratios=(1, 2.4), sharey=True)
+    figure, (ax, right) = plt.subplots(1, 2, figsize=(11, 0.34 * len(table) + 1.1), width_ratios=(1, 2.8), sharey=True)
     columns = {0.0: "points (95 % interval)", 0.34: "verdict", 0.53: "visible from", 0.71: "where"}
     for x, title in columns.items():
         right.text(x, -0.8, title, color=GREY, va="center", fontsize=10)
