@@ -182,7 +182,7 @@ def kept_and_learnt(at: Mapping[float, pd.DataFrame], untouched: float) -> Figur
     ax.text(0.98, untouched + 0.01, "before training", color=GREY, fontsize=10, ha="right", transform=across)
     alone = points(at[3e-3], FROZEN)[MEAN].mean()
     look = {"color": WAYS[FROZEN][0], "fontsize": 10, "transform": across}
-    ax.text(0.02, untouched + 0.01, f"← heads alone: nothing lost, mean F1 {alone:.0f}", **look)
+    ax.text(0.02, untouched + 0.01, f"← heads alone, mean F1 {alone:.0f}: vectors as they were", **look)
     ax.set(xlabel="mean F1 of the four tasks on test, points", ylabel="similarity left (STS-B)", ylim=(0.35, 0.87))
     ax.set_xlim(right=88.5)
     ax.set_title("Higher rates forget more, and heads first less than full training")

@@ -106,10 +106,10 @@ def dose_response(yours: tuple[float, float] | None = None) -> Figure:
 
 def natural() -> Figure:
     """What the other task of the same requests (SNIPS) is worth to a scarce one, by task and number of labels."""
-    found = read_differences(natural_pairs.GAINS)
+    gains = read_differences(natural_pairs.GAINS)
     figure, ax = plt.subplots(figsize=(7.5, 2.8))
-    names = [what.replace("intent,", "intents,").replace("mean", "mean of the three") for what in found]
-    dots_with_intervals(ax, names, [one.interval for one in found.values()], OUTSIDE, "+.1f")
+    names = [what.replace("intent,", "intents,").replace("mean", "mean of the three") for what in gains]
+    dots_with_intervals(ax, names, [one.interval for one in gains.values()], OUTSIDE, "+.1f")
     ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
     ax.set(xlabel="together minus alone for as many rows in all, points of F1")
     ax.set_title("In natural requests only intents with 200 labels are likely to gain")

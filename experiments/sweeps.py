@@ -150,8 +150,11 @@ class Study:
     def _repeat(self, known: dict[tuple[str, ...], pd.DataFrame], runs: Sequence[dict]) -> None:
         wish = os.environ.get("MTL_RERUN", "0")
         chosen = runs if wish == "all" else random.sample(list(runs), min(int(wish), len(runs)))
+        threads = torch.get_num_threads()
         for run in progress(chosen, f"{self.name}, again"):
+            torch.set_num_threads(1)  # as the rows on file were measured
             again = pd.DataFrame(self.measure(run)).drop(columns=[*CIRCUMSTANCES, "predictions"], errors="ignore")
+            torch.set_num_threads(threads)
             again = again[[c for c in again if not c.startswith("chosen_") and not c.endswith("seconds")]]
             again = again.where(again.notna())  # None is an empty cell too
             before = known[_key(run)][again.columns]

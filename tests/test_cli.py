@@ -309,10 +309,14 @@ def checkpoints(model: Path) -> list[Path]:
     return sorted((model / "checkpoints").glob("*-step-*"))
 
 
-def same_result(first: Path, second: Path) -> None:
+def same_weights(first: Path, second: Path) -> None:
     for name in ("model.safetensors", "heads.safetensors"):
         mine, theirs = load_file(first / name), load_file(second / name)
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def same_result(first: Path, second: Path) -> None:
+    same_weights(first, second)
     for name in ("history.csv", "evaluation.csv"):
         assert (first / name).read_text() == (second / name).read_text()
 
@@ -325,6 +329,18 @@ def test_the_seed_decides(data, trained, tiny_dir, tmp_path):
         assert train(data, tmp_path / seed, tiny_dir, *still) == 0
     one, two = (load_file(tmp_path / seed / "heads.safetensors")["topic.1.weight"] for seed in ("1", "2"))
     assert not torch.equal(one, two)
+
+
+def test_training_does_not_look_at_test_labels(data, trained, tiny_dir, tmp_path):
+    table = pd.read_csv(data, dtype=str, keep_default_na=False)
+    for task in TASKS[:3]:
+        table.loc[table["split"] == "test", task.name] = task.labels[0]
+    table.to_csv(tmp_path / "others.csv", index=False)
+    assert train(tmp_path / "others.csv", tmp_path / "model", tiny_dir) == 0
+    same_weights(tmp_path / "model", trained)
+    history, scores = ((tmp_path / "model" / f"{name}.csv").read_text() for name in ("history", "evaluation"))
+    assert history == (trained / "history.csv").read_text()
+    assert scores != (trained / "evaluation.csv").read_text()
 
 
 def test_options_reach_the_run_and_checkpoints_of_another_are_refused(data, copied, tiny_dir, capsys):

@@ -222,6 +222,17 @@ def test_mtl_rerun_finds_a_difference(what: str, monkeypatch):
         sweep("s", GRID, lambda **_: second, seeds=range(2))
 
 
+def test_a_repeated_run_has_one_thread_and_the_process_keeps_its_own(one_thread, monkeypatch):
+    def threads(**_) -> dict:
+        return {"threads_seen": torch.get_num_threads()}
+
+    sweep("s", GRID, threads, seeds=range(2))
+    torch.set_num_threads(2)
+    monkeypatch.setenv("MTL_RERUN", "2")
+    sweep("s", GRID, threads, seeds=range(2))
+    assert torch.get_num_threads() == 2
+
+
 # ------------------------------------------------------------------------------------------------ several processes
 
 TINY = """
