@@ -14,6 +14,7 @@ from mtl_helpers import TASKS
 from mtl_helpers.intervals import Interval
 
 from . import (
+    another_encoder,
     around_the_backbone,
     natural_pairs,
     samplers,
@@ -146,6 +147,9 @@ CLAIMS = (
 def table() -> pd.DataFrame:
     """All claims: name, text, verdict, value, low, high, visible (smallest effect seen 4 times in 5), where ....
 
+    In the column another_encoder it says whether the comparison holds, fails or is undecided on MPNet; empty where it
+    was not made.
+
     Raises:
         ValueError: a sentence says the opposite of its rows, or rows are missing.
     """
@@ -154,6 +158,7 @@ def table() -> pd.DataFrame:
         if difference.interval.value * claim.sign < 0:
             raise ValueError(f"claim {claim.name!r}: the sentence gives the difference another sign than its rows do")
     adjusted = holm([difference.p for difference in differences])
+    again = another_encoder.asked()
     return pd.DataFrame(
         {
             "claim": [claim.name for claim in CLAIMS],
@@ -168,5 +173,9 @@ def table() -> pd.DataFrame:
             "p": adjusted,
             "visible": [difference.visible for difference in differences],
             "where": [claim.where for claim in CLAIMS],
+            "another_encoder": [
+                another_encoder.answer(difference.interval.value, again[claim.name]) if claim.name in again else ""
+                for claim, difference in zip(CLAIMS, differences, strict=True)
+            ],
         }
     ).set_index("claim")

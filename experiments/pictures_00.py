@@ -46,14 +46,15 @@ def claims(table: pd.DataFrame) -> Figure:
         table: that of experiments.claims.
     """
     figure, (ax, right) = plt.subplots(1, 2, figsize=(11, 0.34 * len(table) + 1.1), width_ratios=(1, 2.8), sharey=True)
-    columns = {0.0: "points (95 % interval)", 0.34: "verdict", 0.53: "visible from", 0.71: "where"}
+    columns = {0.0: "points (95 % interval)", 0.3: "verdict", 0.45: "visible from", 0.61: "where", 0.87: "on MPNet"}
     for x, title in columns.items():
         right.text(x, -0.8, title, color=GREY, va="center", fontsize=10)
     for place, row in enumerate(table.to_dict("records")):
         colour, ends = VERDICTS[row["verdict"].split()[0]], [[row["value"] - row["low"]], [row["high"] - row["value"]]]
         ax.errorbar(row["value"], place, xerr=ends, fmt="o", color=colour, capsize=3)
         interval = f"{row['value']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"
-        for x, text in zip(columns, (interval, row["verdict"], f"{row['visible']:.1f}", row["where"]), strict=True):
+        words = (interval, row["verdict"], f"{row['visible']:.1f}", row["where"], row["another_encoder"])
+        for x, text in zip(columns, words, strict=True):
             right.text(x, place, text, color=colour, va="center", fontsize=10)
     ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
     ax.set_yticks(range(len(table)), table.index)

@@ -101,7 +101,7 @@ def test_the_other_encoder_answers_by_its_rows(monkeypatch, tmp_path):
     assert abs(same["a related second task"].value) < 3 and abs(same["heads first: mean score"].value) < 3
     assert list(scores) == [task.name for task in TASKS] and 0.6 < before < 0.61
     assert scores.loc["one model", "topic"] == pytest.approx(scores.loc["alone, topic", "topic"], abs=1)
-    assert left.loc["one model, heads first"].between(70, 71).drop("before").all()
+    assert left.loc["one model, heads first"]["after"].between(70, 71).all() and (left["before"] == 100 * before).all()
     picture = pictures_00.another_encoder(claimed, same, asked, answered)
     texts = [text.get_text() for text in picture.findobj(Text)]
     assert set(answered.values()) <= set(texts)
