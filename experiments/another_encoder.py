@@ -96,7 +96,7 @@ STUDY = Study(
     another_encoder,
     lambda setting: range(1 if setting["way"] == UNTOUCHED["way"] else 5),
     minutes=250,
-    tolerance=0.007,  # half the smallest effect that holds or is claimed
+    tolerance=0.007,  # half the smallest effect that holds here
 )
 
 
