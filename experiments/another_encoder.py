@@ -195,4 +195,4 @@ def speed() -> pd.DataFrame:
     ours = rows[rows["contender"].str.startswith(("ours", "fit", "one model"))]
     table = ours.set_index(["benchmark", "contender", "encoder"])
     measures = ["sentences_per_second", "ratio", "lowest", "highest"]
-    return pd.concat({encoder: table[measures].xs(encoder, level="encoder") for encoder in ENCODERS[::-1]}, axis=1)
+    return pd.concat({encoder: table[measures].xs(encoder, level="encoder") for encoder in ENCODERS}, axis=1)
